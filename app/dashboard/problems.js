@@ -70,7 +70,32 @@ const FIELD_WORDS = {
   extra_forbidden: () => "is unknown to this server",
   url_parsing: () => "must be an address that begins with https://",
   url_scheme: () => "must be an address that begins with https://",
+  package_not_allowed: () => "is not one of this server's presets",
+  hub_not_allowed: () => "is not among the Hub names that this server allows",
+  path_not_allowed: (message) => (message.includes("absolute") ? "must be an absolute path, which begins with /" : message.includes("more than") ? "has too many files" : "is not below a directory that this server allows"),
+  not_found: () => "does not exist on the server",
+  malformed: (message) => (message.includes("org/name") ? "must be written as organisation/name" : "is not a branch, tag or commit"),
+  too_many_tokens: (message) => `asks for more text than this server allows: it ${message}`,
 };
+
+/** @type {Record<string, string>} codes of failed jobs: what went wrong, in a few words */
+export const FAILURE_WORDS = {
+  engine_error: "Error in the engine", bad_configuration: "Settings that do not fit the model", budget_out_of_reach: "Size out of reach",
+  bad_model: "The model cannot be used", model_not_found: "Model not found", unsupported_architecture: "Architecture not supported",
+  unsupported_format: "File format not supported", broken_checkpoint: "Damaged model files", bad_tokenizer: "The tokenizer cannot be used",
+  non_finite_weight: "The model has weights that are no numbers", model_too_large: "Model too large for this server",
+  bad_calibration: "The calibration data cannot be used", calibration_source: "A calibration text cannot be read", web_text: "The web text cannot be read",
+  calibration_too_short: "Too little calibration text", calibration_too_uniform: "The calibration text repeats itself",
+  manifest_mismatch: "Files differ from their manifest", bad_task: "An evaluation task cannot be run", missing_extra: "The worker lacks a package",
+  task_not_found: "Evaluation task not found", task_data: "The data of an evaluation task is missing", numerical: "Numerical failure",
+  insufficient_disk: "The disk is full", output_exists: "The output exists already", output_in_use: "The output is in use",
+  output_not_writable: "The output cannot be written", verification_failed: "The result failed its checks", quality_gate: "Quality gate not passed",
+  measurement_failed: "A measurement failed", cancelled: "Cancelled", worker_lost: "The worker was lost", timeout: "Time limit exceeded",
+  expired_in_queue: "Waited too long in the queue", out_of_memory: "Out of memory", child_crashed: "The engine crashed", internal_error: "Internal error",
+};
+
+/** @param {string} code of a failed job */
+export const failureText = (code) => FAILURE_WORDS[code] || PROBLEM_WORDS[code]?.replace(/\.$/, "") || code.replaceAll("_", " ");
 
 /** @type {Record<string, string>} what people call a field, by its pointer without numbers */
 const FIELD_NAMES = {

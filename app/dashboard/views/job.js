@@ -8,6 +8,7 @@ import { Card, Facts, Fault, Loading, Moment, Note, PageHead, State } from "../c
 import { TabPanel, Tabs } from "../components/controls.js";
 import { ago, bytes, duration, percent } from "../format.js";
 import { reportToShell, useLoaded, useOffer, useTitle, useUploadNames } from "../hooks.js";
+import { failureText } from "../problems.js";
 import { ENDED, describedModel, requestedAmount, runsIn, settingName, settingValue, stageName, stateName, titleOf } from "../words.js";
 import { Files, downloadAll } from "./job/files.js";
 import { Layers, Widths } from "./job/layers.js";
@@ -132,7 +133,7 @@ function Download({ job }) {
 function Failure({ job }) {
   const { error } = job;
   const advice = error.retryable ? "Another attempt may succeed: press Retry." : "The same settings would fail again: press Duplicate and change them.";
-  return html`<div class="gap"><${Note} kind="bad" role="alert" title="The job failed.">
+  return html`<div class="gap"><${Note} kind="bad" role="alert" title=${`${failureText(error.code)}.`}>
     ${error.message}${/[.!?]$/.test(error.message) ? "" : "."} ${error.hint ? `${error.hint.charAt(0).toUpperCase()}${error.hint.slice(1)}. ` : ""}${advice}
     <p class="tiny">${[error.stage ? `while: ${stageName(error.stage)}` : "", error.layer === null || error.layer === undefined ? "" : `layer ${error.layer}`, error.module || "", error.field ? settingName(error.field.replaceAll("/", ".").replace(/^\./, "")) : "", `code ${error.code}`].filter(Boolean).join(" · ")}</p>
   <//></div>`;

@@ -13,10 +13,13 @@ from app.domain.errors import ServiceError
 from app.domain.lifecycle import State
 from app.domain.model_source import ModelSource
 from app.domain.upload import UploadState
+from app.services import claims
 from intraslice_core.config import Allocation, RecoveryLoss, Target
+from intraslice_core.errors import IntraSliceError
 from intraslice_core.methods import METHODS
 from intraslice_core.progress import Stage
 from intraslice_core.text_sources import NAMED, WEB
+from workers import failures
 
 REPOSITORY = Path(__file__).parents[3]
 PLACE = REPOSITORY / "app" / "dashboard"
@@ -46,7 +49,7 @@ def keys(name: str, table: str) -> set[str]:
     return set(re.findall(r'(?:^|[{,])\s*"?([\w./-]+)"?: ', body, re.M))
 
 
-def codes(kind: type[ServiceError]) -> Iterator[str]:
+def codes(kind: type[ServiceError] | type[IntraSliceError]) -> Iterator[str]:
     yield kind.code
     for child in kind.__subclasses__():
         yield from codes(child)
@@ -54,6 +57,14 @@ def codes(kind: type[ServiceError]) -> Iterator[str]:
 
 def test_every_error_of_the_api_has_words() -> None:
     assert set(codes(ServiceError)) <= keys("problems.js", "PROBLEM_WORDS")
+
+
+def test_every_failure_of_a_job_has_words() -> None:
+    engine = set(codes(IntraSliceError))
+    worker = {claims.WORKER_LOST, claims.TIMEOUT, failures.OUT_OF_MEMORY, failures.CHILD_CRASHED}
+    words = keys("problems.js", "FAILURE_WORDS")
+    assert engine | worker | {failures.CANCELLED, failures.INTERNAL} <= words
+    assert failures.RETRYABLE <= words | keys("problems.js", "PROBLEM_WORDS")
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,8 @@
 import { html } from "../../vendor/htm-preact.js";
 import { Bar, Delta, Moment, State, Tag } from "../../components/basics.js";
 import { ago, bytes, change, duration, percent, perplexity, roughly, times } from "../../format.js";
-import { capital, modelName, requestedAmount, runsIn, titleOf } from "../../words.js";
+import { failureText } from "../../problems.js";
+import { modelName, requestedAmount, runsIn, titleOf } from "../../words.js";
 import { useSteadyEta } from "../job/progress.js";
 import { qualityKind } from "../job/verdict.js";
 import { ordinal, placeInLine } from "./line.js";
@@ -58,7 +59,7 @@ function Status({ job, queued }) {
     const fraction = job.progress?.fraction ?? 0;
     return html`<${State} state="running" /><div class="actions dim tiny"><${Bar} part=${fraction} />${percent(fraction, 0)} · ${job.progress ? (left === null ? "estimating…" : `${roughly(left)} left`) : "Starting…"}</div>`;
   }
-  return html`<${State} state=${job.state} />${job.error ? html`<div class="fault tiny">${capital(job.error.code.replaceAll("_", " "))}</div>` : null}`;
+  return html`<${State} state=${job.state} />${job.error ? html`<div class="fault tiny">${failureText(job.error.code)}</div>` : null}`;
 }
 
 /** @param {any} job */

@@ -31,6 +31,7 @@ export const PROBLEM_WORDS = {
   invalid_link: "The link has expired. Reload the page.",
   not_acceptable: "The service cannot answer in this form.",
   busy: "This is in use at the moment. Try again in a few seconds.",
+  path_not_allowed: "This path is not below a directory that the server allows.",
   lease_lost: "Another worker has taken over the job.",
   publication_failed: "The files could not be stored as they were written.",
   hand_off_failed: "The registry did not accept the model.",

@@ -7,6 +7,7 @@ import { Delta, Empty, Fault, Loading, PageHead, State } from "../components/bas
 import { bytes, change, count, nats, percent, perplexity, times } from "../format.js";
 import { methodTitle, useLoaded, useOffer, useUploadNames } from "../hooks.js";
 import { domainName, settingName, settingValue, textName } from "../words.js";
+import { Samples } from "./compare/samples.js";
 import { qualityKind } from "./job/verdict.js";
 
 const ORIGINAL = "original";
@@ -32,6 +33,7 @@ export function Compare({ query }) {
         <option value=${ORIGINAL}>Original</option>${data.jobs.map((/** @type {any} */ job, /** @type {number} */ at) => html`<option value=${job.id}>${names[at]}</option>`)}</select></label>
     <//>
     <div class="card gap"><${Columns} label="Results" columns=${columns} rows=${results(data.jobs, baseline, uploads)} /></div>
+    <${Samples} jobs=${data.jobs} names=${names} />
     <div class="head"><h2>${onlyDifferences ? "Settings that differ" : "All settings"}</h2>
       <label class="check small"><input type="checkbox" checked=${onlyDifferences} onChange=${() => setOnlyDifferences(!onlyDifferences)} />Only differences</label></div>
     ${settings.length ? html`<div class="card"><${Columns} label="Settings" columns=${columns} rows=${settings} /></div>` : html`<p class="sub">None.</p>`}`;

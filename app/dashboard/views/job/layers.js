@@ -5,7 +5,8 @@ import { html } from "../../vendor/htm-preact.js";
 import { Card } from "../../components/basics.js";
 import { Chart } from "../../components/chart.js";
 import { LayerBars } from "../../components/layer-bars.js";
-import { number } from "../../format.js";
+import { Table } from "../../components/table.js";
+import { number, percent } from "../../format.js";
 
 /** Finished layers by number, from the events and the job's current progress. @param {any} job @param {any[]} events */
 export function finishedLayers(job, events) {
@@ -42,6 +43,7 @@ export function Layers({ job, events }) {
   const energies = curve("explained_energy");
   return html`<div class="stack">
     <${Widths} job=${job} events=${events} />
+    <${Shapes} layers=${done} />
     ${done.length > 1 ? html`<div class="halves">
       ${least === null ? null : html`<${Card}><${Chart} title="Relative error by layer" description="A logarithmic curve each for attention and MLP." note="‖output − target‖² / ‖target‖². Points on the lower edge have no error: nothing was removed."
         x="Layer" y="Relative error" whole=${true} log=${true} at=${numbers}
@@ -53,6 +55,12 @@ export function Layers({ job, events }) {
     </div>` : null}
   </div>`;
 }
+
+/** Shapes that the layers keep. @param {{ layers: any[] }} props */
+const Shapes = ({ layers }) => html`<details class="card"><summary>Shapes of the layers</summary><div class="body">
+  <${Table} label="Shapes of the layers" columns=${["Layer\u00a0", "Query heads\u00a0", "KV heads\u00a0", "Query and key width\u00a0", "Value width\u00a0", "MLP width\u00a0", "Attention kept\u00a0", "MLP kept\u00a0"]}
+    rows=${layers.map((layer) => [layer.layer, layer.num_attention_heads, layer.num_key_value_heads, layer.qk_head_dim, layer.v_head_dim, layer.intermediate_size, percent(layer.attention_part, 0), percent(layer.mlp_part, 0)])} />
+</div></details>`;
 
 /** Errors below this are rounding errors of an exact fit. */
 const ROUNDING = 1e-9;

@@ -21,8 +21,9 @@ export function Shortcuts() {
     const open = () => dialog.current?.showModal();
     const press = (/** @type {KeyboardEvent} */ event) => {
       if (!on || event.ctrlKey || event.metaKey || event.altKey || takesText(event.target) || dialog.current?.open) return;
-      const [key, , view] = KEYS.find(([name]) => name === event.key) || [];
-      if (!key) return;
+      const shortcut = KEYS.find(([name]) => name === event.key);
+      if (!shortcut) return;
+      const [key, , view] = shortcut;
       event.preventDefault();
       if (view) location.hash = view;
       else if (key === "?") open();

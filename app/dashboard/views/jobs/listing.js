@@ -55,14 +55,14 @@ export function matches(job, filters, uploads) {
   if (filters.state && groupOf(job.state) !== filters.state) return false;
   if (filters.model && modelName(job.model, uploads) !== filters.model) return false;
   if (filters.target && job.compression.target !== filters.target) return false;
-  return found(job, filters.search, uploads);
+  return fitsSearch(job, filters.search, uploads);
 }
 
 /** State under which a job is listed: one that is about to change is still in its old one. @param {string} state */
 export const groupOf = (state) => (state === "pausing" || state === "cancelling" ? "running" : state);
 
 /** Whether every word is in the job's name, model, id or settings, or its letters in order in the name. @param {any} job @param {string} search @param {import("../../words.js").Names} uploads */
-function found(job, search, uploads) {
+function fitsSearch(job, search, uploads) {
   const words = search.toLowerCase().split(/\s+/).filter(Boolean);
   if (!words.length) return true;
   const title = titleOf(job, uploads).toLowerCase();

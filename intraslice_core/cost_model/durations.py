@@ -30,8 +30,8 @@ _UPLOAD_PASSES = 3
 """Times that an uploaded byte is hashed, sent or read back."""
 _TEXT_TOKENS = 20_000.0
 """Tokens per second of reading and tokenizing text."""
-_CACHE_ITEM_BYTES = 4
-"""Bytes of a cached key or value: most CPUs compute in float32."""
+_LEAST_ITEM_BYTES = 2
+"""Least bytes of a cached key or value, which has the compute dtype."""
 _PROCESS = 3.5
 """Seconds until a clean process has imported torch and transformers."""
 _LAYER = 0.03
@@ -285,7 +285,7 @@ def writing_seconds(
         item_bytes: bytes of a stored weight.
         rates: of the machine.
     """
-    token = cache_bytes_per_token(geometry, _CACHE_ITEM_BYTES)
+    token = cache_bytes_per_token(geometry, max(item_bytes, _LEAST_ITEM_BYTES))
     steps = count_steps(sequences, lambda length: written_at_once(length * token))
     tokens = sum(rows * length for rows, length in sequences)
     cached = sum(rows * length * (length - 1) // 2 for rows, length in sequences)

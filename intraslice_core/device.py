@@ -1,7 +1,8 @@
 """Compute device and dtype, host memory for hidden states, and settings of the allocator.
 
-Sections: dtypes by name, resolution of the device and dtype settings, precision of products, storage
-of hidden states in memory or in mapped files, and bounds on the memory that glibc and oneDNN keep.
+Sections: dtypes by name, resolution of the device and dtype settings, precision of products,
+storage of hidden states in memory or in mapped files, and bounds on the memory that glibc and
+oneDNN keep.
 """
 
 from __future__ import annotations

@@ -173,9 +173,7 @@ def stage_seconds(
     if compression.recover is not None:
         seconds[Stage.RECOVER] = _recover(geometry, compression.recover, rates)
     if evaluation is not None:
-        seconds[Stage.EVALUATE] = evaluation_seconds(
-            geometry, evaluation, item_bytes, rates
-        ).total
+        seconds[Stage.EVALUATE] = evaluation_seconds(geometry, evaluation, item_bytes, rates).total
     return seconds
 
 
@@ -194,8 +192,7 @@ def allocation_seconds(
         + flops.sensitivity_factorisations / rates.eliminations
         + (layers if flops.sensitivity else 0.0),
         # Nothing else precedes the measurement of units, so that its progress is linear in time.
-        trial_compression=(flops.trial_compression + flops.units + flops.masks)
-        / rates.products
+        trial_compression=(flops.trial_compression + flops.units + flops.masks) / rates.products
         + flops.trial_factorisations / rates.factorisations
         + trials,
     )
@@ -211,9 +208,7 @@ def evaluation_seconds(
     rate, step = _tokens_per_second(geometry, rates), _decoding_step(geometry, item_bytes, rates)
     length = min(evaluation.context_length, evaluation.max_tokens)
     sources = sum(source in WRITTEN for source in evaluation.perplexity)
-    written = sources * writing_seconds(
-        geometry, evaluation.max_tokens, length, item_bytes, rates
-    )
+    written = sources * writing_seconds(geometry, evaluation.max_tokens, length, item_bytes, rates)
     examples = len(evaluation.tasks) * (evaluation.task_limit or _EXAMPLES)
     tokens = len(evaluation.perplexity) * evaluation.max_tokens + examples * _EXAMPLE_TOKENS
     scored = 0.1 + tokens / rate + len(evaluation.prompts) * _CONTINUATION_TOKENS * step

@@ -102,7 +102,7 @@ UNKNOWN_GPU = _class("unknown", 30e12, _64TH, 4, 0.5e12)
 """Assumption about GPUs that are not in the table: float64 is slow, so that results are checked."""
 
 _AMD_FULL_FLOAT64 = ("gfx908", "gfx90a", "gfx942", "gfx950")
-"""Architectures of AMD Instinct MI100 to MI350, with float64 at half the rate of float32 or more."""
+"""Architectures of AMD Instinct MI100 to MI350, with float64 at half of float32's rate or more."""
 _AMD_INSTINCT = _class("MI300X", 163e12, _FULL, 8, 5.3e12)
 
 

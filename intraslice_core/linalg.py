@@ -78,7 +78,7 @@ def _numerical_errors(what: str) -> Iterator[None]:
 
 
 def _lacks_memory(error: RuntimeError) -> bool:
-    """Report whether an error is an allocator's; torch has no type for those of CUDA's libraries."""
+    """Report whether an error is an allocator's; CUDA's libraries have no type for theirs."""
     text = str(error)
     return isinstance(error, torch.OutOfMemoryError) or any(
         words in text for words in ("ALLOC_FAILED", "out of memory", "not enough memory")

@@ -1,7 +1,7 @@
 """Factorisations in float32, refined and checked in float64 (docs/method.md, section 2).
 
 For GPUs whose float64 rate is 1/32 or 1/64 of float32's. A factorisation costs `n³` operations and
-more, a product of an `n × n` matrix with a few vectors `2n²` each: the factorisation is done in
+more, a product with a few vectors `2n²` each: the factorisation is done in
 float32, and float64 products with some vectors check it. Where a check fails the functions return
 None, and the caller factorises in float64.
 
@@ -23,7 +23,7 @@ from intraslice_core.device import full_float32
 PROBES = 16
 """Number of random combinations of columns by which results are checked."""
 FACTOR_TOLERANCE = 1e-2
-"""Largest relative error of a float32 factor's solutions, by which one refinement shrinks errors."""
+"""Largest relative error of a float32 factor's solutions, the gain of one refinement."""
 SOLUTION_TOLERANCE = 1e-4
 """Largest relative error of a solution, in the norm of the matrix (see `relative_error`)."""
 INVERSE_TOLERANCE = 1e-3
@@ -133,9 +133,7 @@ class RoundedFactor:
             matrix=self.system.matrix[:width, :width], diagonal=self.system.diagonal[:width]
         )
         lower = self.lower[:width, :width]
-        return RoundedFactor(
-            system=system, lower=lower, scale=self.scale[:width], error=self.error
-        )
+        return RoundedFactor(system=system, lower=lower, scale=self.scale[:width], error=self.error)
 
     @full_float32()
     def inverse(self) -> Tensor | None:
@@ -329,8 +327,8 @@ def _refined(vectors: Tensor, image: Tensor, target: float) -> tuple[Tensor, Ten
     """Return eigenvalues, and eigenvectors after one iteration.
 
     The correction `E` of `X (I + E)` has the entries `(s_ij + λ_j r_ij) / (λ_j - λ_i)` with
-    `S = Xᵀ A X` and `R = I - Xᵀ X`, or `r_ij / 2` where both eigenvalues are equal. Off the diagonal
-    that numerator is `x_iᵀ (A x_j - λ_j x_j)`: of all products `A X` alone must be in float64.
+    `S = Xᵀ A X` and `R = I - Xᵀ X`, or `r_ij / 2` where both eigenvalues are equal. Off the
+    diagonal that numerator is `x_iᵀ (A x_j - λ_j x_j)`: of all products `A X` alone must be in float64.
 
     Args:
         vectors: `X`, (n, n), float64.

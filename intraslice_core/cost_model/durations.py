@@ -178,9 +178,7 @@ def stage_seconds(
     if compression.recover is not None:
         seconds[Stage.RECOVER] = _recover(geometry, compression.recover, rates)
     if evaluation is not None:
-        seconds[Stage.EVALUATE] = evaluation_seconds(
-            geometry, evaluation, item_bytes, rates
-        ).total
+        seconds[Stage.EVALUATE] = evaluation_seconds(geometry, evaluation, item_bytes, rates).total
     return seconds
 
 
@@ -199,8 +197,7 @@ def allocation_seconds(
         + flops.sensitivity_factorisations / rates.eliminations
         + (layers if flops.sensitivity else 0.0),
         # Nothing else precedes the measurement of units, so that its progress is linear in time.
-        trial_compression=(flops.trial_compression + flops.units + flops.masks)
-        / rates.products
+        trial_compression=(flops.trial_compression + flops.units + flops.masks) / rates.products
         + flops.trial_factorisations / rates.factorisations
         + trials,
     )

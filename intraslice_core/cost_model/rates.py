@@ -1,7 +1,7 @@
 """Rates of machines for the durations of stages: the reference CPU, and GPUs by class.
 
-Those of the reference are fitted to measured runs. Those of GPUs are peak rates of their class times
-an assumed efficiency; none was measured. Only proportions between stages depend on them.
+Those of the reference are fitted to measured runs. Those of GPUs are peak rates of their class
+times an assumed efficiency; none was measured. Only proportions between stages depend on them.
 """
 
 from __future__ import annotations
@@ -39,9 +39,7 @@ class MachineRates:
     """Precision of factorisations and eliminations."""
 
 
-REFERENCE_RATES = MachineRates(
-    products=140e9, factorisations=28e9, eliminations=13e9, memory=6e9
-)
+REFERENCE_RATES = MachineRates(products=140e9, factorisations=28e9, eliminations=13e9, memory=6e9)
 """One thread of a CPU with AVX-512 and AMX."""
 
 

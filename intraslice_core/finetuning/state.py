@@ -37,8 +37,8 @@ class TrainingFile:
 
     The learning rate follows from the position in the text and the time, which are saved. On a CPU
     a training is deterministic once the adapters are initialised and its text is written, so that
-    no generator has a state. Each file is new and complete: the service copies it to the store, from
-    where another machine resumes.
+    no generator has a state. Each file is new and complete: the service copies it to the store,
+    from where another machine resumes.
 
     Args:
         resume_state: directory that holds the files; None saves nothing.

@@ -88,7 +88,9 @@ def test_shrinking_keeps_the_order_of_energies_and_scales_correlations() -> None
     [
         torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 6.00 GiB"),
         RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
-        RuntimeError("[enforce fail] DefaultCPUAllocator: not enough memory: you tried to allocate"),
+        RuntimeError(
+            "[enforce fail] DefaultCPUAllocator: not enough memory: you tried to allocate"
+        ),
     ],
 )
 @pytest.mark.parametrize("kernel", ["eigh", "cholesky_ex", "qr", "solve"])

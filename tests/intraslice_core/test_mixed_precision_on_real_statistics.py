@@ -135,7 +135,9 @@ def test_refitted_weights_are_those_of_float64(
         assert factor.damping == exact.damping
         difference = fitted - expected
         assert difference.norm() <= 1e-4 * expected.norm()
-        outputs = [(matrix * (gram[kept][:, kept] @ matrix)).sum() for matrix in (difference, expected)]
+        outputs = [
+            (matrix * (gram[kept][:, kept] @ matrix)).sum() for matrix in (difference, expected)
+        ]
         assert (outputs[0] / outputs[1]).sqrt() <= 1e-5
 
 

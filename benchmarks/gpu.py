@@ -358,8 +358,8 @@ def described_load(load: LoadReport) -> dict[str, Any]:
 
 def print_tables(facts: dict[str, Any], console: Console) -> None:
     """Print the seconds of the compression and the tokens/s of both models."""
-    title = f"{facts['device']}, torch {facts['torch']}, {facts['width']}"
-    stages = Table("stage", "seconds", title=f"compression: {title}")
+    console.print(f"{facts['device']}, torch {facts['torch']}, {facts['width']}")
+    stages = Table("compression", "seconds")
     for stage, seconds in facts["stages"].items():
         stages.add_row(stage, f"{seconds:.1f}")
     stages.add_row("all", f"{facts['compression_seconds']:.1f}")
@@ -367,7 +367,7 @@ def print_tables(facts: dict[str, Any], console: Console) -> None:
     console.print(
         f"peak memory {(facts['peak_memory_bytes'] or 0) / 1e9:.2f} GB; {facts['hidden_states']}"
     )
-    speed = Table("sequences", "phase", "dense", "compressed", "ratio", title=f"tokens/s: {title}")
+    speed = Table("sequences", "tokens/s", "dense", "compressed", "ratio")
     for load in facts["speed"]:
         for phase in ("prefill", "decode"):
             rates = load[phase]

@@ -100,9 +100,7 @@ def place(job: JobRecord, slot: Slot | None) -> Placement:
         return Placement(device=job.compression.device, visible_devices=visible)
     requirement = Requirement.of(job.compression, job.gpu_bytes)
     asks_for_gpu = requirement.device is DeviceChoice.GPU
-    if asks_for_gpu or (
-        requirement.device is DeviceChoice.AUTO and slot.device.fits(requirement)
-    ):
+    if asks_for_gpu or (requirement.device is DeviceChoice.AUTO and slot.device.fits(requirement)):
         return Placement(device="cuda", visible_devices=slot.visible_devices)
     return Placement(device="cpu", visible_devices=_NO_GPU)
 

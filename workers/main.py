@@ -150,8 +150,10 @@ def _periodic_tasks(
     names = ("maintenance", *(thread.name for thread in others))
     with heartbeat(settings, "worker", names, stopping) as beating:
         maintenance = MaintenanceThread(resources, beating.watched(tasks))
-        for thread in (maintenance, *others, beating):
+        maintenance.start()
+        for thread in others:
             thread.start()
+        beating.start()
         try:
             yield
         finally:

@@ -201,7 +201,7 @@ class Attempt:
     def _admit(self) -> AdmittedJob:
         """Check the sources again: links may have changed, and settings differ between machines."""
         job = self._job
-        # The claim has chosen the device; jobs of earlier releases may name one that is not allowed.
+        # The claim has chosen the device; earlier releases allowed names that are rejected now.
         compression = job.compression.model_copy(update={"device": DeviceChoice.AUTO.value})
         request = JobRequest(model=job.model, compression=compression, evaluation=job.evaluation)
         self._outlast_outage(
@@ -219,9 +219,7 @@ class Attempt:
             model=admitted.model,
             checkpoint=self._directory / "checkpoint",
             scratch=scratch,
-            compression=admitted.compression.model_copy(
-                update={"device": self._placement.device}
-            ),
+            compression=admitted.compression.model_copy(update={"device": self._placement.device}),
             evaluation=admitted.evaluation,
             telemetry=child_telemetry(self._resources, self._job),
             limits=self._resources.settings.model_limits,

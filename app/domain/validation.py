@@ -96,8 +96,8 @@ class Validation(ApiModel):
     estimate: Estimate | None
     gpu_bytes: int | None = Field(
         default=None,
-        description="Memory that the job needs on a GPU, without evaluation and timing; null if only "
-        "a worker can read the model.",
+        description="Memory that the job needs on a GPU, without evaluation and timing; null if "
+        "only a worker can read the model.",
     )
     seconds: float | None
     durations: tuple[Duration, ...]

@@ -42,7 +42,7 @@ def requested_device(name: str) -> DeviceChoice:
     Jobs of earlier releases name devices as torch does. The index of `cuda:1` is ignored: a worker
     shows each job one GPU.
     """
-    if name == DeviceChoice.GPU or name.partition(":")[0] == "cuda":
+    if name.partition(":")[0] in (DeviceChoice.GPU, "cuda"):
         return DeviceChoice.GPU
     return DeviceChoice.CPU if name == DeviceChoice.CPU else DeviceChoice.AUTO
 
@@ -123,7 +123,9 @@ class Registration:
     devices: tuple[Device, ...]
 
     @classmethod
-    def of(cls, worker_id: str, version: str, host_memory_bytes: int, slots: Sequence[Slot]) -> Self:
+    def of(
+        cls, worker_id: str, version: str, host_memory_bytes: int, slots: Sequence[Slot]
+    ) -> Self:
         """Return the registration of a worker with these slots."""
         devices = {slot.number: slot.device for slot in slots}
         return cls(

@@ -201,9 +201,7 @@ def _beyond_devices(compression: CompressionConfig) -> list[FieldProblem]:
         f"{compression.device!r} is a device of one machine: write gpu, cpu or auto; the service"
         " selects the worker and its GPU"
     )
-    return [
-        FieldProblem(pointer="/compression/device", code="device_not_allowed", message=message)
-    ]
+    return [FieldProblem(pointer="/compression/device", code="device_not_allowed", message=message)]
 
 
 def _beyond_positions(

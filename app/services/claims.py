@@ -23,9 +23,7 @@ _EXPIRED = JobError(
 )
 
 
-def claim_next_job(
-    resources: Resources, owner: str, slot: Slot | None = None
-) -> JobRecord | None:
+def claim_next_job(resources: Resources, owner: str, slot: Slot | None = None) -> JobRecord | None:
     """Claim the job of highest priority that the slot's device can run; None if there is none."""
     with resources.database.transaction() as transaction:
         job = leases.claim_next(transaction, owner, resources.settings.lease_seconds, slot)

@@ -54,7 +54,7 @@ def remove_silent(resources: Resources) -> None:
 
 
 def has_gpus(resources: Resources) -> bool:
-    """Return whether a live worker has registered a GPU, so that workers differ in what they run."""
+    """Return whether a live worker has registered a GPU, which not every job fits."""
     with resources.database.transaction() as transaction:
         return any(device.kind == "gpu" for device in workers.live_devices(transaction))
 
@@ -85,7 +85,7 @@ def count_devices(transaction: Transaction) -> dict[str, int]:
 def cautions_of(
     resources: Resources, requirement: Requirement, host_bytes: int | None
 ) -> list[Caution]:
-    """Return warnings about a job that no registered worker can run, or only with too little memory.
+    """Return warnings about a job that no registered worker can run, or none with enough memory.
 
     Args:
         resources: the process's resources.

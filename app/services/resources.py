@@ -75,9 +75,7 @@ class Resources:
         self.database.close()
 
 
-def open_resources(
-    settings: Settings, *, signs: bool = False, jobs_at_once: int = 1
-) -> Resources:
+def open_resources(settings: Settings, *, signs: bool = False, jobs_at_once: int = 1) -> Resources:
     """Build the clients without connecting: a server that is down fails requests, not the start.
 
     Args:

@@ -114,8 +114,8 @@ class CompressionSettings(FrozenModel):
     )
     device: str = Field(
         default="auto",
-        description="Compute device: auto, cpu, or a torch device such as cuda or cuda:1. Jobs of a "
-        "service ask for auto, cpu or gpu: auto is a GPU that fits, or else a CPU.",
+        description="Compute device: auto, cpu, or a torch device such as cuda or cuda:1. Jobs of "
+        "a service ask for auto, cpu or gpu: auto is a GPU that fits, or else a CPU.",
     )
     round_to: int | None = Field(
         default=None,

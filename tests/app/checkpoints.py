@@ -64,7 +64,7 @@ def contents(directory: Path) -> dict[str, bytes]:
 def headers_only(directory: Path, **sizes: int) -> Path:
     """Write a directory whose settings describe a Llama in bfloat16 that is not there."""
     directory.mkdir(parents=True)
-    settings = {
+    settings: dict[str, object] = {
         "model_type": "llama",
         "num_hidden_layers": 4,
         "hidden_size": 64,
@@ -74,6 +74,7 @@ def headers_only(directory: Path, **sizes: int) -> Path:
         "vocab_size": 100,
         "tie_word_embeddings": True,
         "max_position_embeddings": 4096,
+        "dtype": "bfloat16",
     }
     (directory / "config.json").write_text(json.dumps(settings | sizes))
     entry = {"dtype": "BF16", "shape": [4], "data_offsets": [0, 8]}

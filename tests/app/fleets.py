@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from sqlalchemy import text
 
 from app.domain.identifiers import new_job_id
@@ -34,9 +36,10 @@ def slots(*devices: Device) -> tuple[Slot, ...]:
 
 
 def register(resources: Resources, worker_id: str, *devices: Device) -> None:
-    """Register a worker, or extend its registration."""
+    """Register a worker, or extend its registration, for longer than a test takes."""
     made = Registration.of(worker_id, "0.1.0", HOST_BYTES, slots(*devices))
-    fleet.register(resources, made)
+    settings = resources.settings.model_copy(update={"maintenance_seconds": 600.0})
+    fleet.register(replace(resources, settings=settings), made)
 
 
 def miss_heartbeats(resources: Resources, worker_id: str) -> None:

@@ -270,7 +270,7 @@ def queue_job(settings: Settings, job_id: str, device: str) -> None:
     """Insert a queued job as code before revision 0016 does."""
     statement = (
         "INSERT INTO jobs (id, project_id, state, model, compression, labels, max_attempts)"
-        " VALUES (:id, 'default', 'queued', '{\"source\": \"package\", \"ref\": \"m\"}',"
+        ' VALUES (:id, \'default\', \'queued\', \'{"source": "package", "ref": "m"}\','
         " jsonb_build_object('ratio', 0.3, 'device', CAST(:device AS text)), '{}', 3)"
     )
     with create_engine(settings.database_url, poolclass=NullPool).begin() as opened:

@@ -31,7 +31,7 @@ from intraslice_core.config import CompressionConfig
 from intraslice_core.progress import ProgressEvent, Stage
 from tests.app.builders import claim_job, in_state, queued, running, succeeded, weights_on_disk
 from tests.app.fleets import enqueue, gpu, register, slots
-from workers import progress_journal
+from workers import progress_journal, runner
 from workers.child_process import ChildProcess, kill_all_children
 from workers.messages import ChildRequest
 from workers.periodic_tasks import DEPLOYMENT_TASKS, MaintenanceThread
@@ -338,7 +338,7 @@ def test_the_child_receives_the_model_limits(resources: Resources) -> None:
 def recorded(
     resources: Resources, slot: Slot, behaviour: str = "finish"
 ) -> tuple[Job, ChildRequest, str]:
-    """Run the next job in a slot; return it, the request to its process, and the GPUs that it saw."""
+    """Run the next job in a slot; return it, its process's request, and the GPUs that that saw."""
     requests: list[ChildRequest] = []
 
     def recording_child(request: ChildRequest, log: Path) -> ChildProcess:
@@ -354,7 +354,12 @@ def recorded(
 
 @pytest.mark.parametrize(
     ("device", "gib", "expected", "visible"),
-    [("gpu", 10, "cuda", "3"), ("auto", 10, "cuda", "3"), ("auto", 40, "cpu", ""), ("cpu", 1, "cpu", "")],
+    [
+        ("gpu", 10, "cuda", "3"),
+        ("auto", 10, "cuda", "3"),
+        ("auto", 40, "cpu", ""),
+        ("cpu", 1, "cpu", ""),
+    ],
 )
 def test_a_jobs_process_sees_the_gpu_of_its_slot_alone(
     resources: Resources, device: str, gib: int, expected: str, visible: str

@@ -13,8 +13,8 @@ from intraslice_core.config import ComputeDtype
 
 _NAME = func.coalesce(jobs.c.compression["device"].astext, DeviceChoice.AUTO.value)
 # Jobs of earlier releases name devices as torch does: see `requested_device`.
-_ASKS_FOR_GPU = or_(_NAME == DeviceChoice.GPU.value, func.split_part(_NAME, ":", 1) == "cuda")
-_ASKS_FOR_CPU = _NAME == DeviceChoice.CPU.value
+_ASKS_FOR_GPU = func.split_part(_NAME, ":", 1).in_((DeviceChoice.GPU.value, "cuda"))
+_ASKS_FOR_CPU = _NAME.in_((DeviceChoice.CPU.value,))
 _DTYPE = func.coalesce(jobs.c.compression["dtype"].astext, ANY_DTYPE)
 _NEEDED_BYTES = func.coalesce(jobs.c.gpu_bytes, 0)
 _NONE = -1
@@ -33,7 +33,7 @@ def can_run(device: Device, registered: Iterable[Device]) -> ColumnElement[bool]
     """
     if device.kind == "cpu":
         return ~_ASKS_FOR_GPU
-    fits = and_(~_ASKS_FOR_CPU, _NEEDED_BYTES <= _largest([device]))
+    fits = and_(~_ASKS_FOR_CPU, _largest([device]) >= _NEEDED_BYTES)
     return or_(fits, and_(~_ASKS_FOR_GPU, _lacks_a_device(tuple(registered))))
 
 
@@ -41,7 +41,7 @@ def _lacks_a_device(registered: Sequence[Device]) -> ColumnElement[bool]:
     """Return the condition that no CPU worker and no GPU is there for a job on `cpu` or `auto`."""
     if any(device.kind == "cpu" for device in registered):
         return false()
-    return or_(_ASKS_FOR_CPU, _NEEDED_BYTES > _largest(registered))
+    return or_(_ASKS_FOR_CPU, _largest(registered) < _NEEDED_BYTES)
 
 
 def _largest(gpus: Sequence[Device]) -> ColumnElement[int]:

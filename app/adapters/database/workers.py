@@ -36,9 +36,7 @@ def register(transaction: Transaction, registration: Registration, expiry_second
         "expires_at": func.now() + timedelta(seconds=expiry_seconds),
     }
     statement = insert(workers).values(id=registration.id, **values)
-    transaction.execute(
-        statement.on_conflict_do_update(index_elements=[workers.c.id], set_=values)
-    )
+    transaction.execute(statement.on_conflict_do_update(index_elements=[workers.c.id], set_=values))
     return not was_live
 
 
@@ -97,7 +95,7 @@ def _running(transaction: Transaction, project_id: str) -> dict[tuple[str, int],
     return running
 
 
-def _running_job(row: Row[Any], *, own: bool) -> RunningJob:
+def _running_job(row: Any, *, own: bool) -> RunningJob:
     return RunningJob(
         job_id=row.id if own else None,
         state=row.state,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 from fastapi import APIRouter
 from fastapi.responses import PlainTextResponse
@@ -85,7 +86,7 @@ def _families(backlog: Backlog) -> Iterator[Metric]:
         )
 
 
-def _labelled(name: str, text: str, label: str, values: Mapping[str, int]) -> Metric:
+def _labelled(name: str, text: str, label: str, values: Mapping[Any, int]) -> Metric:
     """Return a gauge with one sample for each value of its label."""
     gauge = GaugeMetricFamily(name, text, labels=[label])
     for value, number in values.items():

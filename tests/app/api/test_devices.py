@@ -96,9 +96,7 @@ def test_validation_warns_of_a_job_that_no_worker_can_run(
     assert "no_suitable_worker" not in cautions(client, body)
 
 
-def test_validation_estimates_the_memory_on_a_gpu(
-    client: TestClient, wide: dict[str, Any]
-) -> None:
+def test_validation_estimates_the_memory_on_a_gpu(client: TestClient, wide: dict[str, Any]) -> None:
     local = {"source": "pydoc", "samples": 8, "sequence_length": 128}
     body = asking_for("gpu", calibration=local) | {"model": wide, "evaluation": None}
     needed = client.post("/v1/jobs:validate", json=body).json()["gpu_bytes"]

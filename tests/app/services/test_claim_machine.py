@@ -151,7 +151,7 @@ def test_claims_equal_a_search_of_the_whole_queue(resources: Resources) -> None:
     run_state_machine_as_test(
         Fleet,
         settings=settings(
-            max_examples=30,
+            max_examples=60,
             stateful_step_count=25,
             deadline=None,
             suppress_health_check=list(HealthCheck),

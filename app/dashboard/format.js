@@ -3,6 +3,8 @@
 
 const ABSENT = "–";
 const MINUS = "\u2212";
+/** Numbers below are shown by a power of ten. */
+const SMALL = 1e-4;
 
 /** @param {any} value */
 const absent = (value) => value === null || value === undefined || Number.isNaN(value);
@@ -74,12 +76,12 @@ export function change(ratio) {
   return `${part < 0 ? MINUS : "+"}${Number(text)} %`;
 }
 
-/** A speed-up with its direction: 1.30× faster, 0.96× slower. @param {number | null | undefined} ratio */
+/** A speed-up with its direction: 1.30× faster, 4 % slower. @param {number | null | undefined} ratio */
 export function times(ratio) {
   if (absent(ratio)) return ABSENT;
   const text = Number(ratio).toFixed(2);
   if (text === "1.00") return "unchanged";
-  return `${text}× ${Number(ratio) > 1 ? "faster" : "slower"}`;
+  return Number(ratio) > 1 ? `${text}× faster` : `${Number((100 * (1 - Number(ratio))).toFixed(0))} % slower`;
 }
 
 /** @param {number | null | undefined} value */
@@ -102,10 +104,19 @@ export function speed(value, spread) {
 /** A divergence in nats per token. @param {number | null | undefined} kl */
 export const nats = (kl) => (absent(kl) ? ABSENT : number(Number(kl), 3));
 
-/** A number of few digits without exponent notation. @param {number | null | undefined} value @param {number} [digits] */
+const SUPERSCRIPTS = "⁰¹²³⁴⁵⁶⁷⁸⁹";
+
+/** A power of ten: 10⁻⁷. @param {number} exponent */
+export const powerOfTen = (exponent) => `10${exponent < 0 ? "⁻" : ""}${[...String(Math.abs(exponent))].map((digit) => SUPERSCRIPTS[Number(digit)]).join("")}`;
+
+/** A number of few digits, small ones by a power of ten: 0.0123, 9.5·10⁻⁷. @param {number | null | undefined} value @param {number} [digits] */
 export function number(value, digits = 4) {
   if (absent(value)) return ABSENT;
   const exact = Number(Number(value).toPrecision(digits));
+  if (exact !== 0 && Math.abs(exact) < SMALL) {
+    const exponent = Math.floor(Math.log10(Math.abs(exact)));
+    return `${Number((exact / 10 ** exponent).toPrecision(digits))}·${powerOfTen(exponent)}`;
+  }
   return exact.toLocaleString("en", { maximumSignificantDigits: digits });
 }
 

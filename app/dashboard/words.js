@@ -96,7 +96,10 @@ const WARNING_WORDS = {
 };
 
 /** @param {{ code: string, message: string }} warning */
-export const warningText = (warning) => WARNING_WORDS[warning.code] || `${capital(warning.message)}.`.replace(/\.\.$/, ".");
+export const warningText = (warning) => WARNING_WORDS[warning.code] || sentence(warning.message);
+
+/** A message of the engine as a sentence, with the names of settings. @param {string} message */
+export const sentence = (message) => `${capital(message.replace(/\b(?:compression|evaluation)(?:\.\w+)+/g, (path) => `“${settingName(path)}”`))}.`.replace(/\.\.$/, ".");
 
 /** @type {Record<string, string>} settings of jobs by their path */
 const SETTING_NAMES = {
@@ -130,6 +133,8 @@ const SETTING_NAMES = {
   "evaluation.max_tokens": "Tokens scored per text",
   "evaluation.context_length": "Context length of the evaluation",
   "evaluation.benchmark": "Benchmark speed",
+  "evaluation.speed_grid": "Loads of the speed benchmark",
+  "evaluation.text_field": "Text field of the evaluation",
   "evaluation.prompts": "Sample prompts",
   "evaluation.tasks": "Evaluation tasks",
   "evaluation.task_limit": "Examples per task",

@@ -60,7 +60,7 @@ def call(page: Page, module: str, expression: str, *arguments: Any) -> Any:
         ("m.change(0.763)", "\u221224 %"),
         ("m.change(1.035)", "+3.5 %"),
         ("m.change(4)", "\u00d74"),
-        ("m.times(0.96)", "0.96\u00d7 slower"),
+        ("m.times(0.96)", "4 % slower"),
         ("m.times(1.3)", "1.30\u00d7 faster"),
         ("m.times(1.001)", "unchanged"),
         ("m.duration(372)", "6m 12s"),
@@ -68,6 +68,7 @@ def call(page: Page, module: str, expression: str, *arguments: Any) -> Any:
         ("m.durationRange(360, 540)", "6\u20139 min"),
         ("m.number(0.00049, 2)", "0.00049"),
         ("m.number(49290, 3)", "49,300"),
+        ("m.number(9.54e-7, 2)", "9.5\u00b710\u207b\u2077"),
         ("m.share(0.3)", "30 %"),
     ],
 )

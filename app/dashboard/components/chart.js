@@ -2,7 +2,7 @@
 /** Charts by uPlot, each with a title and a table of the same numbers. */
 
 import { html, useEffect, useRef, useState } from "../vendor/htm-preact.js";
-import { number } from "../format.js";
+import { number, powerOfTen } from "../format.js";
 import { Table } from "./table.js";
 
 const HEIGHT = 260;
@@ -89,6 +89,15 @@ function padded(low, high, most = Infinity) {
   return [bottom, Math.max(high, Math.min(high + margin, most))];
 }
 
+/** Whether a value is a power of ten, up to rounding errors. @param {number} value */
+const isDecade = (value) => Math.abs(Math.log10(value) - Math.round(Math.log10(value))) < 1e-6;
+
+/** Ticks of a logarithmic axis: of several decades only these. @param {any} _ @param {number[]} splits */
+const decades = (_, splits) => (splits.filter(isDecade).length < 3 ? splits : splits.map((value) => (isDecade(value) ? value : null)));
+
+/** @param {any} _ @param {(number | null)[]} values */
+const decadeLabels = (_, values) => values.map((value) => (value === null ? "" : value >= 0.001 && value < 10_000 ? number(value, 3) : isDecade(value) ? powerOfTen(Math.round(Math.log10(value))) : number(value, 2)));
+
 /** @param {any} props @param {number} width */
 function settings(props, width) {
   const axis = { stroke: colour("--text-3"), grid: { stroke: colour("--border"), width: 1 }, ticks: { stroke: colour("--border"), width: 1 } };
@@ -102,8 +111,8 @@ function settings(props, width) {
       y: props.log ? { distr: 3 } : { range: (/** @type {any} */ _, /** @type {number} */ low, /** @type {number} */ high) => padded(low, high, props.most) },
     },
     axes: [
-      { ...axis, label: props.x, values: tickLabels, ...(props.whole ? { incrs: WHOLE_STEPS } : {}) },
-      { ...axis, label: props.y, size: 70, ...(props.log ? {} : { values: tickLabels }) },
+      { ...axis, label: props.x, space: 80, values: tickLabels, ...(props.whole ? { incrs: WHOLE_STEPS } : {}) },
+      { ...axis, label: props.y, size: 70, ...(props.log ? { filter: decades, grid: { ...axis.grid, filter: decades }, ticks: { ...axis.ticks, filter: decades }, values: decadeLabels } : { values: tickLabels }) },
     ],
     series: [
       { label: props.x, value: (/** @type {any} */ _, /** @type {number | null} */ value) => (value === null || value === undefined ? "" : number(value, 5)) },

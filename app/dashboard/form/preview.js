@@ -105,8 +105,9 @@ function JobEstimate({ data, offer, past }) {
 function SweepEstimate({ answers, offer }) {
   const seconds = answers.map(({ data }) => data.seconds);
   const total = seconds.every(Boolean) ? roughly(seconds.reduce((a, b) => a + b, 0)) : null;
-  return html`<${Table} label="Jobs of the sweep" columns=${["Layer weights removed\u00a0", "Method", "Parameters\u00a0", "Weights\u00a0", "Memory\u00a0"]}
-      rows=${answers.map(({ ratio, method, data }) => [share(ratio), methodTitle(offer, method), count(data.estimate?.params_after), bytes(data.estimate?.bytes_after), bytes(data.estimate?.peak_memory_bytes)])} />
+  const several = new Set(answers.map(({ method }) => method)).size > 1;
+  return html`<${Table} label="Jobs of the sweep" columns=${["Removed\u00a0", ...(several ? ["Method"] : []), "Parameters\u00a0", "Weights\u00a0"]}
+      rows=${answers.map(({ ratio, method, data }) => [share(ratio), ...(several ? [methodTitle(offer, method)] : []), count(data.estimate?.params_after), bytes(data.estimate?.bytes_after)])} />
     <p class="sub">${total ? `Up to about ${total} in total, one job at a time.` : "Time: available after your first job."}</p>`;
 }
 

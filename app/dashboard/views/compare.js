@@ -4,7 +4,7 @@
 import { html, useState } from "../vendor/htm-preact.js";
 import { get } from "../api.js";
 import { Delta, Empty, Fault, Loading, PageHead, State } from "../components/basics.js";
-import { bytes, change, count, nats, percent, perplexity, times } from "../format.js";
+import { bytes, change, count, nats, percent, perplexity, share, times } from "../format.js";
 import { methodTitle, useLoaded, useOffer, useUploadNames } from "../hooks.js";
 import { domainName, settingName, settingValue, textName } from "../words.js";
 import { Samples } from "./compare/samples.js";
@@ -23,7 +23,7 @@ export function Compare({ query }) {
   const trail = [["#/jobs", "Jobs"]];
   if (!jobs) return html`<${PageHead} trail=${trail} title="Compare" /><${Empty} title="Nothing to compare yet.">Select two or more jobs in the <a href="#/jobs">list</a>.<//>`;
   if (!data) return html`<${PageHead} trail=${trail} title="Compare" /><${Fault} error=${error} />${error ? null : html`<${Loading} what="the comparison" />`}`;
-  const names = data.jobs.map((/** @type {any} */ job) => job.labels.name || job.id);
+  const names = namesOf(data, offer);
   const columns = data.jobs.map((/** @type {any} */ job, /** @type {number} */ at) => html`<a href=${`#/jobs/${job.id}`}>${names[at]}${job.labels.name ? html`<span class="hidden"> ${job.id}</span>` : null}</a>`);
   const settings = data.settings
     .filter((/** @type {any} */ row) => row.differs || !onlyDifferences)
@@ -37,6 +37,18 @@ export function Compare({ query }) {
     <div class="head"><h2>${onlyDifferences ? "Settings that differ" : "All settings"}</h2>
       <label class="check small"><input type="checkbox" checked=${onlyDifferences} onChange=${() => setOnlyDifferences(!onlyDifferences)} />Only differences</label></div>
     ${settings.length ? html`<div class="card"><${Columns} label="Settings" columns=${columns} rows=${settings} /></div>` : html`<p class="sub">None.</p>`}`;
+}
+
+/** Names of the compared jobs; those of one name also by percentage and method. @param {any} data @param {any} offer @returns {string[]} */
+function namesOf(data, offer) {
+  const names = data.jobs.map((/** @type {any} */ job) => job.labels.name || job.id);
+  const setting = (/** @type {string} */ name) => data.settings.find((/** @type {any} */ row) => row.name === name);
+  const [ratios, methods] = [setting("compression.ratio"), setting("compression.method")];
+  return names.map((/** @type {string} */ name, /** @type {number} */ at) => {
+    if (names.indexOf(name) === names.lastIndexOf(name)) return name;
+    const parts = [ratios?.values[at] ? share(ratios.values[at]) : "", methods?.differs ? methodTitle(offer, methods.values[at]) : ""];
+    return [name, ...parts].filter(Boolean).join(" · ");
+  });
 }
 
 /**

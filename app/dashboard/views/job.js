@@ -7,7 +7,7 @@ import { Action, Copy } from "../components/actions.js";
 import { Card, Facts, Fault, Loading, Moment, Note, PageHead, State } from "../components/basics.js";
 import { TabPanel, Tabs } from "../components/controls.js";
 import { ago, bytes, duration, percent } from "../format.js";
-import { reportToShell, useLoaded, useOffer, useTitle, useUploadNames } from "../hooks.js";
+import { methodTitle, reportToShell, useLoaded, useOffer, useTitle, useUploadNames } from "../hooks.js";
 import { failureText } from "../problems.js";
 import { ENDED, describedModel, requestedAmount, runsIn, settingName, settingValue, stageName, stateName, titleOf } from "../words.js";
 import { Files, downloadAll } from "./job/files.js";
@@ -156,7 +156,7 @@ function Ended({ job, events, uploads, reload }) {
   return html`<${Tabs} label="Parts of the job" id="job" tabs=${tabs} value=${tab} choose=${setTab} />
     <${TabPanel} id="job" value=${tab}>
       ${tab === "overview" && job.result ? html`<${Fault} error=${report.error} /><${Result} job=${job} report=${report.data} events=${events} artifacts=${artifacts} uploads=${uploads} offer=${offer} reload=${reload} />` : null}
-      ${tab === "overview" && !job.result ? html`<div class="stack"><${Card} title="Stages"><${Stages} job=${job} events=${events} />${events.some((event) => event.data?.stage) ? null : html`<p class="sub">No worker has started the job.</p>`}<//><${Widths} job=${job} events=${events} /></div>` : null}
+      ${tab === "overview" && !job.result ? html`<div class="stack"><${Card} title="Stages"><${Stages} job=${job} events=${events} />${events.some((event) => event.data?.stage) ? null : html`<p class="sub">${job.started_at ? "No stage had begun." : "No worker has started the job."}</p>`}<//><${Widths} job=${job} events=${events} /></div>` : null}
       ${tab === "layers" ? html`<${Layers} job=${job} events=${events} />` : null}
       ${tab === "files" ? html`<${Files} id=${job.id} artifacts=${artifacts} />` : null}
       ${tab === "settings" ? html`<${Card} title="Settings"><${Settings} job=${job} uploads=${uploads} /><//>` : null}
@@ -165,8 +165,13 @@ function Ended({ job, events, uploads, reload }) {
 }
 
 /** @param {{ job: any, uploads: import("../words.js").Names }} props */
-const Settings = ({ job, uploads }) => html`<${Facts} pairs=${flat({ model: job.model, compression: job.compression, evaluation: job.evaluation, priority: job.priority, labels: job.labels })
-  .map(([path, value]) => [settingName(path), value === null ? null : settingValue(path, path === "model.ref" && job.model.source === "upload" ? uploads.get(value) || value : value, uploads)])} />`;
+function Settings({ job, uploads }) {
+  const offer = useOffer();
+  /** @param {string} path @param {any} value */
+  const shown = (path, value) => (path === "compression.method" ? methodTitle(offer, value) : settingValue(path, path === "model.ref" && job.model.source === "upload" ? uploads.get(value) || value : value, uploads));
+  return html`<${Facts} pairs=${flat({ model: job.model, compression: job.compression, evaluation: job.evaluation, priority: job.priority, labels: job.labels })
+    .map(([path, value]) => [settingName(path), value === null ? null : shown(path, value)])} />`;
+}
 
 /** @param {any} value @param {string} [prefix] @returns {[string, any][]} */
 function flat(value, prefix = "") {

@@ -8,7 +8,7 @@ import { Card, Facts } from "../../components/basics.js";
 import { CopiedCode } from "../../components/code.js";
 import { number } from "../../format.js";
 import { methodTitle } from "../../hooks.js";
-import { describedModel, mixtureName } from "../../words.js";
+import { describedModel, mixtureName, sentence } from "../../words.js";
 import { directoryName } from "./snippets.js";
 
 /** @param {{ job: any, uploads: import("../../words.js").Names }} props */
@@ -38,7 +38,7 @@ export function Checks({ report, files }) {
   if (!checks.length) return null;
   return html`<${Card} title="Checks" aside=${html`<span class="state ready">${checks.length} passed</span>`}>
     <ul class="checks small">${checks.map((check) => html`<li>${check}</li>`)}</ul>
-    ${(report.warnings || []).length ? html`<ul class="hint">${report.warnings.map((/** @type {string} */ warning) => html`<li>${warning}</li>`)}</ul>` : null}
+    ${(report.warnings || []).map((/** @type {string} */ warning) => html`<p class="hint">${sentence(warning)}</p>`)}
   <//>`;
 }
 
@@ -49,7 +49,7 @@ export function Provenance({ job, report, uploads, offer, reload }) {
     await post(`/v1/jobs/${job.id}/${job.pinned ? "unpin" : "pin"}`);
     reload();
   };
-  const until = job.expired_at ? `removed ${new Date(job.expired_at).toLocaleDateString()}` : job.pinned ? "kept until unpinned" : job.expires_at ? new Date(job.expires_at).toLocaleDateString() : "kept";
+  const until = job.expired_at ? `removed on ${new Date(job.expired_at).toLocaleDateString()}` : job.pinned ? "kept until unpinned" : job.expires_at ? `kept until ${new Date(job.expires_at).toLocaleDateString()}` : "kept without a time limit";
   return html`<${Card} title="Provenance">
     <${Facts} pairs=${[
       ["Base model", describedModel(job.model, uploads)],
@@ -57,7 +57,7 @@ export function Provenance({ job, report, uploads, offer, reload }) {
       ["Method", report ? `${methodTitle(offer, report.method)}, IntraSlice ${report.engine_version}${report.allocation ? `, allocation ${report.allocation.allocator}` : ""}` : methodTitle(offer, job.compression.method)],
       ["Calibration", `${calibration.samples} × ${calibration.sequence_length} tokens: ${mixtureName(calibration.source, uploads)}`],
       ["Device", report?.device],
-      ["Files kept until", html`${until} ${job.expired_at ? null : html`<${Action} kind="small" work=${pin}>${job.pinned ? "Unpin" : "Pin"}<//>`}`],
+      ["Files", html`${until} ${job.expired_at ? null : html`<${Action} kind="small" work=${pin}>${job.pinned ? "Unpin" : "Pin"}<//>`}`],
     ]} />
   <//>`;
 }

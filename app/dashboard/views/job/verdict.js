@@ -47,7 +47,8 @@ export function verdict(job, evaluation, uploads) {
   const [, title, kind] = Number.isFinite(ratio) ? levelOf(ratio) : LEVELS[LEVELS.length - 1];
   const name = textName(worst.text, uploads);
   const seen = worst.domain === "in";
-  const text = `Perplexity ${ratio >= 1 ? "rose" : "fell"}: ${change(ratio)} on ${name}${worst.domain === "out" ? ", which the calibration had not seen" : ""}. ${gain}`;
+  const moved = ratio >= 3 ? `rose to ${change(ratio)} of the original's` : `${ratio >= 1 ? "rose" : "fell"} by ${change(ratio).slice(1)}`;
+  const text = `Perplexity ${moved} on ${name}${worst.domain === "out" ? ", which the calibration had not seen" : ""}. ${gain}`;
   return {
     kind: seen && kind === "ok" ? "info" : kind,
     title: seen ? `${title.slice(0, -1)} on calibration text.` : title,

@@ -31,6 +31,7 @@ from app.api.routes import (
     keys,
     metrics,
     models,
+    reference,
     registry_hand_offs,
     service,
     sweeps,
@@ -51,6 +52,7 @@ _ROUTERS = tuple(
     module.router
     for module in (
         home,
+        reference,
         health,
         metrics,
         jobs,
@@ -96,6 +98,8 @@ def create_app(settings: Settings) -> FastAPI:
         title="IntraSlice",
         summary="Structured compression of large language models.",
         version=__version__,
+        docs_url=None,  # `routes.reference` serves it, without files of other servers
+        redoc_url=None,
         lifespan=lifespan,
         generate_unique_id_function=operation_id,
     )

@@ -21,6 +21,7 @@ OPEN = {"/livez", "/readyz"}
 SIGNED = {
     "/v1/archives/{job_id}.zip",
     "/v1/downloads/{job_id}/{name}",
+    "/v1/reports/{job_id}",
     "/v1/uploads/{upload_id}/parts/{file}/{number}",
 }
 """Signed links need no key: see test_artifacts.py and test_uploads.py."""

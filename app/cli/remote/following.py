@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from app.cli.exit_codes import ExitCode
-from app.cli.remote.tables import print_job, print_json
+from app.cli.remote.tables import print_json
 
 if TYPE_CHECKING:
     from app.domain.events import JobLive
@@ -45,6 +45,8 @@ def finish(job: Job, *, as_json: bool) -> None:
     if as_json:
         print_json(job)
     else:
+        from app.cli.remote.summaries import print_job
+
         print_job(job)
     if job.state != "succeeded":
         raise typer.Exit(ExitCode.FAILED)

@@ -17,7 +17,6 @@ from app.cli.remote.tables import (
     JOB_COLUMNS,
     job_rows,
     print_comparison,
-    print_job,
     print_json,
     print_state,
     print_table,
@@ -79,8 +78,10 @@ def show(*, job: JobArgument, link: Link) -> None:
         details = client.jobs.get(job)
     if link.as_json:
         print_json(details)
-    else:
-        print_job(details)
+        return
+    from app.cli.remote.summaries import print_job
+
+    print_job(details)
 
 
 @takes_service_options

@@ -26,8 +26,6 @@ if TYPE_CHECKING:
 DEFAULT_TIMEOUT = 10.0
 _LONG_READ = 60.0
 """Seconds between two parts of a response that takes long: streams, uploads and downloads."""
-_LONG_PATIENCE = 60.0
-"""Seconds for which long commands wait for a service that answered them before."""
 _LEAST_SECONDS = 0.5
 """Time that the last attempt of a request is left, so that the wait ends soon after the timeout."""
 _SHOWN_KEY_CHARACTERS = 4
@@ -60,7 +58,7 @@ class Link:
         Args:
             is_long: True for commands whose responses may take longer than the timeout: streams,
                 uploads and downloads. The service has to answer a first request in time; later
-                it may be away for a minute, as while it is restarted.
+                it may be away for half a minute, as while it is restarted.
         """
         with paused_collector():
             import httpx
@@ -68,22 +66,22 @@ class Link:
             from intraslice_client import Client, ClientError
 
         timeout: float = self.values["timeout"]
-        patience = timeout
+        waited: float | None = timeout
         with reported_errors():
             connection = self.connection()
             try:
                 http = _http(connection, timeout)
-                with Client(connection.url, patience=patience, http=http) as client:
+                with Client(connection.url, patience=timeout, http=http) as client:
                     if not is_long:
                         yield client
                         return
                     client.service()
-                patience = max(timeout, _LONG_PATIENCE)
+                waited = None
                 http = _http(connection, timeout, is_long=True)
-                with Client(connection.url, patience=patience, http=http) as client:
+                with Client(connection.url, http=http) as client:
                     yield client
             except ClientError as error:
-                _exit_with(error, connection, patience)
+                _exit_with(error, connection, waited)
             except httpx.InvalidURL as error:
                 _fail(f"the URL {connection.url!r} is invalid: {error}", ExitCode.BAD_INPUT)
             except httpx.HTTPError as error:
@@ -133,17 +131,14 @@ def _fail(message: str, code: ExitCode) -> NoReturn:
     raise typer.Exit(code)
 
 
-def _exit_with(error: ClientError, connection: Connection, waited: float) -> NoReturn:
+def _exit_with(error: ClientError, connection: Connection, waited: float | None) -> NoReturn:
     from intraslice_client import StoreUnreachableError, UnauthorizedError, UnreachableError
 
     message = str(error)
     if isinstance(error, UnauthorizedError):
         message = _unauthorized(error, connection)
     if isinstance(error, UnreachableError) and not isinstance(error, StoreUnreachableError):
-        message = (
-            f"no service answers at {connection.url} within {waited:g} s ({_cause(error)}); the "
-            f"URL is from: {connection.url_from}"
-        )
+        message = _unreachable(error, connection, waited)
     typer.echo(f"error: {message}", err=True)
     raise typer.Exit(_exit_code(error)) from error
 
@@ -160,10 +155,25 @@ def _unauthorized(error: UnauthorizedError, connection: Connection) -> str:
     return f"invalid API key {shown} (from: {connection.api_key_from}): {detail}"
 
 
-def _cause(error: ClientError) -> str:
-    """Return the reason of a failed connection in a few words."""
-    reason = str(error.__cause__ or "")
-    return reason.splitlines()[0] if reason else type(error.__cause__ or error).__name__
+def _unreachable(error: ClientError, connection: Connection, waited: float | None) -> str:
+    """Return the message about a service that does not answer.
+
+    Args:
+        error: error of the client.
+        connection: URL and its origin.
+        waited: seconds for which the service was tried, if it was tried repeatedly.
+    """
+    import httpx
+
+    cause = error.__cause__
+    lines = str(cause or "").splitlines()
+    reason = (lines[0] if lines else type(cause or error).__name__).rstrip(".")
+    is_tried = isinstance(cause, httpx.TimeoutException | httpx.NetworkError)
+    within = f" within {waited:g} s" if waited is not None and is_tried else ""
+    return (
+        f"no service answers at {connection.url}{within}: {reason}; the URL is from: "
+        f"{connection.url_from}"
+    )
 
 
 def _exit_code(error: ClientError) -> ExitCode:

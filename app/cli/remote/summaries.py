@@ -1,4 +1,4 @@
-"""Short summaries: the estimate of a job before it runs, and its result afterwards."""
+"""Summaries of one job: its estimate before it runs, its state and its result."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from app.cli.remote.tables import print_table
+from app.cli.remote.tables import print_table, requested_size
 from intraslice_core.reports.quantities import (
     change,
     count,
@@ -88,6 +88,37 @@ def _time(validation: Validation) -> str:
         f"about {duration(expected.seconds)} on {expected.device}"
         for expected in validation.durations
     )
+
+
+def print_job(job: Job) -> None:
+    """Print the result of a job, then its fields, one per line."""
+    if job.result is not None:
+        print_result(job, job.result)
+    fields: list[tuple[str, Any]] = [
+        ("job", job.id),
+        ("name", job.labels.get("name")),
+        ("state", job.state),
+        ("model", f"{job.model.source}:{job.model.ref}"),
+        (
+            "requested",
+            f"{requested_size(job)}, {job.compression.method}, target {job.compression.target}",
+        ),
+        ("attempt", f"{job.attempt} of {job.max_attempts}"),
+        ("created", job.created_at.isoformat(timespec="seconds")),
+    ]
+    if job.progress is not None and job.state == "running":
+        fields.append(
+            ("progress", f"{job.stage}: {job.progress.message} ({job.progress.fraction:.0%})")
+        )
+    if job.error is not None:
+        fields.append(("error", f"{job.error.code}: {job.error.message}"))
+        fields.append(("hint", job.error.hint))
+    if job.artifacts_missing:
+        fields.append(("artifacts", "missing in the artifact store of the service"))
+    labels = {key: value for key, value in job.labels.items() if key != "name"}
+    if labels:
+        fields.append(("labels", ", ".join(f"{key}={value}" for key, value in labels.items())))
+    print_table(("", ""), [field for field in fields if field[1]])
 
 
 def print_result(job: Job, result: JobResult) -> None:

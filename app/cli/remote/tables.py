@@ -107,39 +107,6 @@ def _times(ratio: float) -> str:
     return times(ratio)
 
 
-def print_job(job: Job) -> None:
-    """Print the result of a job, then its fields, one per line."""
-    if job.result is not None:
-        from app.cli.remote.summaries import print_result
-
-        print_result(job, job.result)
-    fields: list[tuple[str, Any]] = [
-        ("job", job.id),
-        ("name", job.labels.get("name")),
-        ("state", job.state),
-        ("model", f"{job.model.source}:{job.model.ref}"),
-        (
-            "requested",
-            f"{requested_size(job)}, {job.compression.method}, target {job.compression.target}",
-        ),
-        ("attempt", f"{job.attempt} of {job.max_attempts}"),
-        ("created", job.created_at.isoformat(timespec="seconds")),
-    ]
-    if job.progress is not None and job.state == "running":
-        fields.append(
-            ("progress", f"{job.stage}: {job.progress.message} ({job.progress.fraction:.0%})")
-        )
-    if job.error is not None:
-        fields.append(("error", f"{job.error.code}: {job.error.message}"))
-        fields.append(("hint", job.error.hint))
-    if job.artifacts_missing:
-        fields.append(("artifacts", "missing in the artifact store of the service"))
-    labels = {key: value for key, value in job.labels.items() if key != "name"}
-    if labels:
-        fields.append(("labels", ", ".join(f"{key}={value}" for key, value in labels.items())))
-    print_table(("", ""), [field for field in fields if field[1]])
-
-
 def print_comparison(comparison: Comparison) -> None:
     """Print one column per job, with the settings that differ and all results."""
     rows: list[tuple[Any, ...]] = [("state", *(job.state for job in comparison.jobs))]

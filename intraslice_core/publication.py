@@ -9,18 +9,21 @@ import resource
 import sys
 from contextlib import suppress
 from pathlib import Path
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from intraslice_core.checkpoints.manifest import write_manifest
-from intraslice_core.checkpoints.model_card import write_model_card
 from intraslice_core.checkpoints.reader import StoredTensors
 from intraslice_core.checkpoints.weight_files import weight_bytes
 from intraslice_core.checkpoints.wrapped import write_wrapper
 from intraslice_core.checkpoints.writer import require_as_written
-from intraslice_core.config import CompressionConfig, EvaluationConfig, ExportFormat, GgufFormat
+from intraslice_core.config import (
+    GGUF_FILES,
+    CompressionConfig,
+    EvaluationConfig,
+    ExportFormat,
+)
 from intraslice_core.cost_model.memory import evaluation_bytes, verification_bytes
 from intraslice_core.device import HostMemory, resolve_device, resolve_dtype
 from intraslice_core.evaluation.comparison import OUTPUT_MEMORY_BYTES, Materials, evaluate_pair
@@ -36,6 +39,7 @@ from intraslice_core.export.gguf_vocabulary import read_vocabulary
 from intraslice_core.files import require_free_output
 from intraslice_core.modeling import IntraSliceForCausalLM
 from intraslice_core.progress import ProgressEvent, Stage
+from intraslice_core.reports.model_card import write_model_card
 from intraslice_core.reports.schema import (
     REPORT_FILE,
     CompressionReport,
@@ -47,14 +51,7 @@ from intraslice_core.run import OpenedModel, Run
 from intraslice_core.tokenizer import load_tokenizer
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from intraslice_core.evaluation.tasks import OpenedTasks
-
-
-GGUF_FILES: Mapping[GgufFormat, str] = MappingProxyType(
-    {"gguf-f16": "model-f16.gguf", "gguf-q8_0": "model-q8_0.gguf"}
-)
 
 
 NO_LLAMA_CPP = (
@@ -243,8 +240,7 @@ def publish_staged(staged: Path, out: Path, report: CompressionReport, run: Run)
     """
     run.report(Stage.EXPORT, f"writing {out}")
     (staged / REPORT_FILE).write_text(report.model_dump_json(indent=2) + "\n", encoding="utf-8")
-    sources = report.config.resolved_calibration.mixture
-    write_model_card(staged, report.model_dump(mode="json"), sources)
+    write_model_card(staged, report)
     write_manifest(
         staged,
         {

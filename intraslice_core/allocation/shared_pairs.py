@@ -11,7 +11,6 @@ from torch import Tensor
 from intraslice_core.selection.rotary_pairs import eliminate_shared_pairs
 from intraslice_core.sensitivity.layer_sensitivity import LayerSensitivity, SharedPairsSensitivity
 
-
 _CPU = torch.device("cpu")
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
@@ -25,6 +27,11 @@ DeciLM, whose layers differ only in the MLP width, `stock` uses the dense model'
 
 GgufFormat = Literal["gguf-f16", "gguf-q8_0"]
 """Format of an additional GGUF file, named for the type in which matrices are stored."""
+
+GGUF_FILES: Mapping[GgufFormat, str] = MappingProxyType(
+    {"gguf-f16": "model-f16.gguf", "gguf-q8_0": "model-q8_0.gguf"}
+)
+"""Names of the GGUF files beside the checkpoint."""
 
 ExportFormat = Literal["safetensors", "gguf-f16", "gguf-q8_0"]
 

@@ -128,9 +128,7 @@ def test_a_layer_that_fails_anywhere_is_repeated_exactly(
     """The result is that of a run whose batch is lowered before anything in the layer."""
     if is_tight:  # hidden states lie on the host, as they do on the small device
         monkeypatch.setattr(residency, "DEVICE_SHARE", 0.0)
-    calibration = CalibrationConfig(
-        source="pydoc", samples=16, sequence_length=16, self_share=0.0
-    )
+    calibration = CalibrationConfig(source="pydoc", samples=16, sequence_length=16, self_share=0.0)
     config = settings(calibration=calibration, **changes)
     undisturbed = Batches(layer)
     with observed() as ample:

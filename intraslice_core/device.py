@@ -1,7 +1,7 @@
 """Compute device and dtype, memory for hidden states, and settings of the allocators.
 
-Sections: dtypes by name, resolution of the device and dtype settings, precision of products, storage
-of hidden states on the device, in memory or in mapped files, and bounds on the memory that
+Sections: dtypes by name, resolution of the device and dtype settings, precision of products,
+storage of hidden states on the device, in memory or in mapped files, and bounds on the memory that
 allocators and oneDNN keep.
 """
 

@@ -204,7 +204,7 @@ JobDeviceOption = Annotated[
     str,
     typer.Option(
         rich_help_panel=panels.ADVANCED,
-        help="Kind of compute device: auto, cpu or gpu; the service selects the worker and its GPU.",
+        help="Kind of compute device: auto, cpu or gpu; the service selects the worker and GPU.",
     ),
 ]
 BatchSizeOption = Annotated[

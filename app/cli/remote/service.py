@@ -5,14 +5,14 @@ from __future__ import annotations
 import typer
 
 from app.cli.exit_codes import TABLE
-from app.cli.remote.jobs import PANEL
+from app.cli.panels import ON_A_SERVICE
 from app.cli.remote.link import Link, takes_service_options
 from app.cli.remote.tables import print_json, print_service
 
 
 def register(app: typer.Typer) -> None:
     """Add the command to the command line."""
-    app.command(rich_help_panel=PANEL, epilog=TABLE)(service)
+    app.command(rich_help_panel=ON_A_SERVICE, epilog=TABLE)(service)
 
 
 @takes_service_options

@@ -116,7 +116,7 @@ def files_with_handlers() -> Iterator[Any]:
         yield pytest.param(file, marks=marks)
 
 
-@pytest.mark.parametrize("file", files_with_handlers())
+@pytest.mark.parametrize("file", list(files_with_handlers()))
 def test_no_handler_of_runtime_errors_swallows_out_of_memory(file: str) -> None:
     """`torch.OutOfMemoryError` is a RuntimeError, and only `device_memory` translates it."""
     for line, passes in handlers_of_runtime_errors(REPOSITORY / file):

@@ -238,6 +238,7 @@ def calibration_seconds(
     geometry: ModelGeometry,
     compression: CompressionConfig,
     item_bytes: int,
+    *,
     beside: Sequence[tuple[int, int]] = (),
 ) -> float:
     """Estimate the seconds of reading and writing calibration and fine-tuning text.

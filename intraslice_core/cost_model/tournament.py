@@ -237,7 +237,7 @@ class _Costs:
         """Return the seconds of what all trials share: the text and the dense model's pass."""
         held_out = [(len(WRITTEN) * sizes.judged_samples, sizes.judged_length)]
         text = max(
-            calibration_seconds(self.geometry, sizes.of(config), self.item_bytes, held_out)
+            calibration_seconds(self.geometry, sizes.of(config), self.item_bytes, beside=held_out)
             for config in settings
         )
         return text + judging_seconds(self.geometry, sizes.judged_tokens, self.item_bytes)

@@ -21,7 +21,6 @@ from intraslice_core.config import (
     SpeedPoint,
 )
 from intraslice_core.cost_model import (
-    durations,
     estimate,
     least_writing_bytes,
     peak_memory,
@@ -159,7 +158,8 @@ def test_least_memory_of_writing_holds_one_sequence() -> None:
 
 
 def test_writing_takes_steps_by_the_batch_and_reads_what_is_cached() -> None:
-    geometry, step = LLAMAS["Llama-3-8B"], 15e9 / durations._MEMORY
+    geometry = LLAMAS["Llama-3-8B"]
+    step = 15e9 / 6e9  # seconds in which the reference machine reads the weights
 
     def seconds(*sequences: tuple[int, int]) -> float:
         return writing_seconds(geometry, sequences, 2)

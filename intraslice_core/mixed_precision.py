@@ -328,7 +328,8 @@ def _refined(vectors: Tensor, image: Tensor, target: float) -> tuple[Tensor, Ten
 
     The correction `E` of `X (I + E)` has the entries `(s_ij + λ_j r_ij) / (λ_j - λ_i)` with
     `S = Xᵀ A X` and `R = I - Xᵀ X`, or `r_ij / 2` where both eigenvalues are equal. Off the
-    diagonal that numerator is `x_iᵀ (A x_j - λ_j x_j)`: of all products `A X` alone must be in float64.
+    diagonal that numerator is `x_iᵀ (A x_j - λ_j x_j)`: of all products `A X` alone must be in
+    float64.
 
     Args:
         vectors: `X`, (n, n), float64.

@@ -18,7 +18,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import psutil  # type: ignore[import-untyped]
 import torch
@@ -262,18 +262,19 @@ def repeatable_arithmetic(device: torch.device) -> Iterator[None]:
     What this promises is in docs/method.md, section 2. A CPU needs no such kernels.
     """
     mode = torch.get_deterministic_debug_mode()
-    fills = torch.utils.deterministic.fill_uninitialized_memory
+    settings: Any = torch.utils.deterministic
+    fills = settings.fill_uninitialized_memory
     with full_float32():
         try:
             if device.type == "cuda" and mode == 0:
                 # Unlike `use_deterministic_algorithms`, it does not import torch's compiler.
                 torch.set_deterministic_debug_mode("warn")
                 # It only makes bugs visible, and costs a pass over every new tensor.
-                torch.utils.deterministic.fill_uninitialized_memory = False
+                settings.fill_uninitialized_memory = False
             yield
         finally:
             torch.set_deterministic_debug_mode(mode)
-            torch.utils.deterministic.fill_uninitialized_memory = fills
+            settings.fill_uninitialized_memory = fills
 
 
 # -- storage of hidden states ---------------------------------------------------------------------

@@ -328,7 +328,8 @@ def _refined(vectors: Tensor, image: Tensor, target: float) -> tuple[Tensor, Ten
 
     The correction `E` of `X (I + E)` has the entries `(s_ij + λ_j r_ij) / (λ_j - λ_i)` with
     `S = Xᵀ A X` and `R = I - Xᵀ X`, or `r_ij / 2` where both eigenvalues are equal. Off the
-    diagonal that numerator is `x_iᵀ (A x_j - λ_j x_j)`: of all products `A X` alone must be in float64.
+    diagonal that numerator is `x_iᵀ (A x_j - λ_j x_j)`: of all products `A X` alone must be in
+    float64.
 
     Args:
         vectors: `X`, (n, n), float64.
@@ -342,7 +343,8 @@ def _refined(vectors: Tensor, image: Tensor, target: float) -> tuple[Tensor, Ten
     order = values.argsort()
     vectors, image, values = vectors[:, order], image[:, order], values[order]
     couplings = _couplings(vectors, image, values)
-    clusters = _clusters(couplings, values, negligible=target / (2 * len(values)))
+    negligible = target / (2 * len(values))
+    clusters = _clusters(couplings, values, negligible)
     if clusters:
         if max(part.stop - part.start for part in clusters) > LARGEST_CLUSTER * len(values):
             return None
@@ -350,7 +352,7 @@ def _refined(vectors: Tensor, image: Tensor, target: float) -> tuple[Tensor, Ten
             _rotate(vectors[:, part], image[:, part], values[part].mean())
         values = _rayleigh(vectors, image)
         couplings = _couplings(vectors, image, values)
-    correction = _correction(vectors, couplings, values)
+    correction = _correction(vectors, couplings, values, negligible)
     return values, vectors + _product(vectors.to(correction.dtype), correction.to(vectors.dtype))
 
 
@@ -403,15 +405,15 @@ def _rotate(vectors: Tensor, image: Tensor, value: Tensor) -> None:
     image.copy_(image @ rotation)
 
 
-def _correction(vectors: Tensor, couplings: Tensor, values: Tensor) -> Tensor:
-    """Return `E`, (n, n), float32."""
+def _correction(vectors: Tensor, couplings: Tensor, values: Tensor, negligible: float) -> Tensor:
+    """Return `E`, (n, n), float32; eigenvalues that differ by less than `negligible` are equal."""
     rounded = vectors.to(torch.float32)
     overlap = rounded.mT @ rounded
     halves = overlap.mul_(-0.5)
     halves.diagonal().copy_((1.0 - vectors.square().sum(0)) / 2)
     gaps = values - values.unsqueeze(-1)
     sizes = torch.maximum(couplings.abs(), couplings.mT.abs())
-    apart = (sizes <= MIXING * gaps.abs()) & (gaps != 0)
+    apart = (sizes <= MIXING * gaps.abs()) & (gaps.abs() > negligible)
     quotients = couplings / torch.where(apart, gaps, torch.ones_like(gaps))
     return torch.where(apart, quotients.to(halves.dtype), halves)
 

@@ -254,13 +254,17 @@ def test_eigenvectors_are_as_precise_as_promised(name: str) -> None:
     assert deviation.norm(dim=0).square().mean().sqrt() <= 2 * mixed_precision.ORTHONORMALITY
 
 
-@pytest.mark.parametrize("name", ["random", "geometric", "equal", "close pairs", "massive"])
+@pytest.mark.parametrize(
+    "name", ["random", "geometric", "equal", "two clusters", "close pairs", "massive"]
+)
 def test_eigenvectors_of_these_spectra_are_refined(name: str) -> None:
     assert refined_eigenbasis(of_spectrum(SPECTRA[name])) is not None
 
 
-def test_large_clusters_of_eigenvalues_are_left_to_float64() -> None:
-    assert refined_eigenbasis(of_spectrum(SPECTRA["two clusters"])) is None
+def test_large_clusters_of_eigenvalues_are_left_to_float64(monkeypatch: pytest.MonkeyPatch) -> None:
+    matrix = of_spectrum(SPECTRA["close pairs"])
+    monkeypatch.setattr(mixed_precision, "LARGEST_CLUSTER", 1 / 96)
+    assert refined_eigenbasis(matrix) is None
 
 
 @settings(max_examples=25, deadline=None)

@@ -1,6 +1,6 @@
 """Choices and weights of a real model's statistics in float32 are those of float64.
 
-The tolerances are stated in docs/method.md, section 2; measured values are about a tenth of them.
+The tolerances are stated in docs/method.md, section 2; those that were measured are there, too.
 """
 
 from __future__ import annotations
@@ -134,11 +134,11 @@ def test_refitted_weights_are_those_of_float64(
             fitted = rows[kept] + factor.solve(right)
         assert factor.damping == exact.damping
         difference = fitted - expected
-        assert difference.norm() <= 1e-4 * expected.norm()
+        assert difference.norm() <= 5e-4 * expected.norm()
         outputs = [
             (matrix * (gram[kept][:, kept] @ matrix)).sum() for matrix in (difference, expected)
         ]
-        assert (outputs[0] / outputs[1]).sqrt() <= 1e-5
+        assert (outputs[0] / outputs[1]).sqrt() <= 2e-5
 
 
 @pytest.mark.parametrize("layer", LAYERS)
@@ -154,6 +154,6 @@ def test_leading_subspaces_are_those_of_float64(
     mean = values.mean()
     torch.testing.assert_close(computed, values, rtol=1e-6, atol=float(1e-6 * mean))
     outside = vectors[:, :keep] - expected[:, :keep] @ (expected[:, :keep].mT @ vectors[:, :keep])
-    assert outside.norm() <= 1e-3 * keep**0.5
+    assert outside.norm() <= 1e-7 * keep**0.5
     energies = [(basis * (gram @ basis)).sum() for basis in (vectors[:, :keep], expected[:, :keep])]
-    assert float(energies[0]) == pytest.approx(float(energies[1]), rel=1e-9)
+    assert float(energies[0]) == pytest.approx(float(energies[1]), rel=1e-8)

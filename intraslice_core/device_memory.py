@@ -190,7 +190,7 @@ def free_device_memory(device: torch.device) -> int:
 
 
 def has_room_to_spare(device: torch.device) -> bool:
-    """Report whether the largest use of a device so far leaves a fifth of what this process may use.
+    """Report whether the largest use of a device so far leaves a fifth of its available memory.
 
     Fragmentation is part of that use. False where torch does not tell.
     """

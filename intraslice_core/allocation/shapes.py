@@ -114,7 +114,7 @@ def _choose_shapes(context: AllocationContext, tokens: Tensor) -> Shapes:
                 return path_shapes(context, order)
             free = measured = replace(measured, layers=order.layers)
         if context.demands.alike:
-            measured = replace(measured, layers=with_shared_pairs(measured.layers))
+            measured = replace(measured, layers=with_shared_pairs(measured.layers, context.device))
     if METHODS[context.config.method].slices_residual:
         report = allocation_report(context.config.allocation, allocator)
         return Shapes(plan=_uniform_plan(context), sensitivity=None, report=report)

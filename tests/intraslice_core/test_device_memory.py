@@ -17,7 +17,7 @@ from intraslice_core.evaluation.speeds import _error
 
 MESSAGE = (
     "CUDA out of memory. Tried to allocate 20.00 MiB. GPU 0 has a total capacity of 79.11 GiB of "
-    "which 1.25 MiB is free. Including non-PyTorch memory, this process has 79.10 GiB memory in use."
+    "which 1.25 MiB is free. This process has 79.10 GiB memory in use."
 )
 
 
@@ -42,9 +42,13 @@ def test_an_unknown_message_has_no_sizes() -> None:
     [
         torch.OutOfMemoryError(MESSAGE),
         RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
-        RuntimeError("cusolver error: CUSOLVER_STATUS_ALLOC_FAILED, when calling `cusolverDnCreate`"),
+        RuntimeError(
+            "cusolver error: CUSOLVER_STATUS_ALLOC_FAILED, when calling `cusolverDnCreate`"
+        ),
         RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be asynchronous"),
-        RuntimeError("MPS backend out of memory (MPS allocated: 18.02 GB). Tried to allocate 1.00 GB"),
+        RuntimeError(
+            "MPS backend out of memory (MPS allocated: 18.02 GB). Tried to allocate 1.00 GB"
+        ),
     ],
 )
 def test_errors_of_torch_and_its_libraries_are_translated(error: RuntimeError) -> None:

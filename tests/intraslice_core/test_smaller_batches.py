@@ -67,7 +67,7 @@ def test_a_measurement_that_fails_anywhere_equals_one_with_a_smaller_batch(
     }
 
 
-# -- evaluation -------------------------------------------------------------------------------------
+# -- evaluation -----------------------------------------------------------------------------------
 
 
 @pytest.fixture

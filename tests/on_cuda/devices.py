@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import gc
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -34,9 +35,14 @@ if not REAL:
 CALIBRATION = CalibrationConfig(source="pydoc", samples=8, sequence_length=32, self_share=0.0)
 LARGE = 80 * 2**30
 
-HOST_WORK: frozenset[str] = frozenset()
-"""Functions that may multiply or factorise matrices on the host, as `file function`."""
-WAITS_PER_LAYER = 400
+HOST_WORK: Mapping[str, str] = MappingProxyType(
+    {
+        "intraslice_core/sensitivity/hypernetwork.py": "a recurrent network of 64 units; its draws "
+        "come from a generator of the host, so that they do not depend on the device",
+    }
+)
+"""Files that may multiply or factorise matrices on the host, and why."""
+WAITS_PER_LAYER = 700
 """Waits of the host for the device, in a run, by layer."""
 
 
@@ -62,16 +68,10 @@ class Observation:
         if self.log is None:
             return
         assert not self.log.mixed, self.log.summary()
-        host = {_function(line) for _, line in self.log.host_flops} - HOST_WORK
+        host = {line for _, line in self.log.host_flops if line.partition(":")[0] not in HOST_WORK}
         assert not host, f"work on the host: {sorted(host)}\n{self.log.summary()}"
         waits = self.log.waits.total()
         assert waits <= WAITS_PER_LAYER * layers, f"{waits} waits\n{self.log.summary(30)}"
-
-
-def _function(line: str) -> str:
-    """Return `file function` of a line of the log, `file:number function`."""
-    file, _, rest = line.partition(":")
-    return f"{file} {rest.partition(' ')[2]}"
 
 
 @contextmanager
@@ -118,7 +118,7 @@ def _bounded(memory: int) -> Iterator[None]:
 
 def settings(**changes: Any) -> CompressionConfig:
     """Return settings of a small compression on the device."""
-    values = {"ratio": 0.3, "round_to": 2, "calibration": CALIBRATION, "device": "cuda"}
+    values = {"ratio": 0.3, "round_to": 1, "calibration": CALIBRATION, "device": "cuda"}
     return CompressionConfig.model_validate(values | changes)
 
 
@@ -165,8 +165,10 @@ def require_same_model(first: Path, second: Path) -> None:
     for name, tensor in before.items():
         assert tensor.shape == after[name].shape, name
         if REAL:
-            singular = [torch.linalg.matrix_norm(part.double().view(len(part), -1), "nuc")
-                        for part in (tensor, after[name])]
+            singular = [
+                torch.linalg.matrix_norm(part.double().view(len(part), -1), "nuc")
+                for part in (tensor, after[name])
+            ]
             torch.testing.assert_close(*singular, rtol=1e-2, atol=1e-4)
         else:
             torch.testing.assert_close(after[name], tensor, rtol=1e-3, atol=1e-4)

@@ -45,7 +45,7 @@ def wide(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
 
 
-# -- the cost model ---------------------------------------------------------------------------------
+# -- the cost model -------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -63,9 +63,7 @@ def test_the_peak_is_that_of_the_cost_model(
     wide: Path, tmp_path: Path, changes: dict[str, Any]
 ) -> None:
     """Hidden states may be on the device, too, where they fit."""
-    calibration = CalibrationConfig(
-        source="pydoc", samples=16, sequence_length=64, self_share=0.0
-    )
+    calibration = CalibrationConfig(source="pydoc", samples=16, sequence_length=64, self_share=0.0)
     config = settings(calibration=calibration, **changes)
     with observed() as observation:
         report, _ = compress(wide, tmp_path / "out", config)
@@ -75,7 +73,7 @@ def test_the_peak_is_that_of_the_cost_model(
     )
 
 
-# -- smaller batches --------------------------------------------------------------------------------
+# -- smaller batches ------------------------------------------------------------------------------
 
 
 class Batches:
@@ -113,7 +111,8 @@ class Batches:
     [
         (0, False),
         pytest.param(
-            *(1, True), marks=pytest.mark.skipif(REAL, reason="a GPU's allocator hands out megabytes")
+            *(1, True),
+            marks=pytest.mark.skipif(REAL, reason="a GPU's allocator hands out megabytes"),
         ),
     ],
     ids=["first layer", "later layer of a small device"],
@@ -172,9 +171,7 @@ def test_a_layer_that_fails_at_the_beginning_equals_a_smaller_batch(
 
 @pytest.mark.skipif(REAL, reason="a GPU's allocator hands out megabytes")
 def test_the_batch_is_lowered_to_what_fits(dense: Path, tmp_path: Path) -> None:
-    calibration = CalibrationConfig(
-        source="pydoc", samples=16, sequence_length=64, self_share=0.0
-    )
+    calibration = CalibrationConfig(source="pydoc", samples=16, sequence_length=64, self_share=0.0)
     config = settings(method="intraslice", allocation="uniform", calibration=calibration)
     smaller = config.model_copy(update={"batch_size": 2})
     with observed() as fits:
@@ -193,7 +190,7 @@ def test_the_batch_is_lowered_to_what_fits(dense: Path, tmp_path: Path) -> None:
     assert same_bytes(tmp_path / "lowered", tmp_path / "same")
 
 
-# -- the error --------------------------------------------------------------------------------------
+# -- the error ------------------------------------------------------------------------------------
 
 
 def evaluate(dense: Path, _out: Path) -> object:

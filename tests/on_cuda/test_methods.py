@@ -25,7 +25,7 @@ VARIANTS: dict[str, dict[str, Any]] = {name: {"method": name} for name in METHOD
 
 @pytest.fixture(scope="module")
 def dense(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_llama(tmp_path_factory.mktemp("models") / "dense", intermediate_size=128)
+    return tiny_llama(tmp_path_factory.mktemp("models") / "dense", num_hidden_layers=2)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -33,7 +33,7 @@ def test_a_method_works_on_the_device(dense: Path, tmp_path: Path, variant: str)
     config = settings(**VARIANTS[variant])
     with observed() as observation:
         report, _ = compress(dense, tmp_path / "device", config)
-    observation.require_clean(layers=3)
+    observation.require_clean(layers=2)
     host = compress_unverified(
         dense, tmp_path / "host", config.model_copy(update={"device": "cpu"})
     )

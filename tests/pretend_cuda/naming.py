@@ -15,7 +15,6 @@ from torch.overrides import TorchFunctionMode
 from tests.pretend_cuda.device_tensor import DeviceTensor, changed, held_by, inner_device, is_cuda
 from tests.pretend_cuda.log import place
 
-
 _LOWER_PRECISION = frozenset(
     {torch.nn.functional.linear, torch.matmul, Tensor.matmul, Tensor.__matmul__, torch.mm,
      Tensor.mm, torch.bmm, Tensor.bmm, torch.addmm, torch.baddbmm, torch.einsum,
@@ -35,7 +34,9 @@ _FLOAT32 = frozenset(
 def _autocast(argument: Any, dtype: torch.dtype) -> Any:
     """An argument as autocast hands it over."""
     casts = isinstance(argument, DeviceTensor) and argument.is_floating_point()
-    return argument.to(dtype) if casts and argument.dtype not in (torch.float64, dtype) else argument
+    return (
+        argument.to(dtype) if casts and argument.dtype not in (torch.float64, dtype) else argument
+    )
 
 
 class Naming(TorchFunctionMode):
@@ -134,4 +135,3 @@ _SPECIAL: Mapping[Any, Callable[..., Any]] = {
     Tensor.data.__set__: Naming.set_data,  # type: ignore[attr-defined]
     torch.nn.functional.scaled_dot_product_attention: Naming.attention,
 }
-

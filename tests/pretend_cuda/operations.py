@@ -273,4 +273,3 @@ _CROSSING: Mapping[Any, Callable[..., Any]] = {
     aten.is_pinned: lambda session, func, args, kwargs: False,
 }
 """Operations that may have tensors on both sides, or that mean nothing here."""
-

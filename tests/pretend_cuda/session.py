@@ -96,6 +96,7 @@ class _Stream:
 
 # -- the session ----------------------------------------------------------------------------------
 
+
 class _Hook(torch._C._acc.PrivateUse1Hooks):
     """What torch's core asks an accelerator."""
 
@@ -381,4 +382,3 @@ def _children_too(devices: int) -> Iterator[None]:
 
     with mock.patch.object(subprocess.Popen, "__init__", start):
         yield
-

@@ -92,7 +92,7 @@ export const FAILURE_WORDS = {
   insufficient_disk: "The disk is full", output_exists: "The output exists already", output_in_use: "The output is in use",
   output_not_writable: "The output cannot be written", verification_failed: "The result failed its checks", quality_gate: "Quality gate not passed",
   measurement_failed: "A measurement failed", cancelled: "Cancelled", worker_lost: "The worker was lost", timeout: "Time limit exceeded",
-  expired_in_queue: "Waited too long in the queue", out_of_memory: "Out of memory", child_crashed: "The engine crashed", internal_error: "Internal error",
+  expired_in_queue: "Waited too long in the queue", out_of_memory: "Out of memory", out_of_device_memory: "Too little GPU memory", child_crashed: "The engine crashed", internal_error: "Internal error",
 };
 
 /** @param {string} code of a failed job */

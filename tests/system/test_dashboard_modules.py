@@ -46,7 +46,9 @@ def page(browser: Browser, url: str) -> Iterator[Page]:
 
 def call(page: Page, module: str, expression: str, *arguments: Any) -> Any:
     """Evaluate an expression of a module's names `m` and the arguments `a`."""
-    script = f"async (a) => {{ const m = await import('/dashboard/{module}'); return {expression} }}"
+    script = (
+        f"async (a) => {{ const m = await import('/dashboard/{module}'); return {expression} }}"
+    )
     return page.evaluate(script, list(arguments))
 
 
@@ -189,7 +191,10 @@ def test_the_verdict_follows_the_worst_unseen_text(
 def test_serving_memory_is_weights_and_cache(page: Page) -> None:
     report = samples.report()
     memory = call(
-        page, "views/job/serving.js", "m.servingMemory(a[0], 1024, 2)", report.model_dump(mode="json")
+        page,
+        "views/job/serving.js",
+        "m.servingMemory(a[0], 1024, 2)",
+        report.model_dump(mode="json"),
     )
     numbers = sum(
         layer.num_key_value_heads * (layer.qk_head_dim + layer.v_head_dim)
@@ -257,9 +262,7 @@ RESULT_SETTINGS = [
 
 
 @pytest.mark.parametrize(("target", "runtimes"), RESULT_SETTINGS)
-def test_snippets_are_right_for_the_target(
-    page: Page, target: str, runtimes: list[str]
-) -> None:
+def test_snippets_are_right_for_the_target(page: Page, target: str, runtimes: list[str]) -> None:
     exports = ["safetensors", *(["gguf-q8_0"] if "llama.cpp" in runtimes else [])]
     job = {
         "id": "job_1",

@@ -36,6 +36,28 @@ pytestmark = [
 ]
 
 
+def ask_for_little_work(page: Page) -> None:
+    """Choose one text, few samples and no benchmark."""
+    for text in ("Chat (generated)", "Free text (generated)", "Python code"):
+        page.get_by_role("checkbox", name=text, exact=True).first.uncheck()
+    page.get_by_label("Samples").fill("8")
+    page.get_by_label("Tokens per sample").fill("64")
+    open_card(page, "Evaluation")
+    page.get_by_role("checkbox", name="Benchmark speed").uncheck()
+
+
+def check_result(page: Page) -> None:
+    """Look for verdict, quality and stages of a job that was calibrated on Python docs."""
+    row = page.get_by_role("region", name="Quality").get_by_role("row", name="Python docs")
+    expect(row).to_contain_text("in calibration")
+    expect(row).to_contain_text(re.compile(r"\d ± \d.*\d %"))
+    expect(page.get_by_text(re.compile("quality loss"))).to_be_visible()
+    page.get_by_role("tab", name="Log").click()
+    stages = page.get_by_role("list", name="Stages")
+    for stage in ("Calibrate", "Compress layers", "Publish"):
+        expect(stages.get_by_text(stage)).to_be_visible()
+
+
 @pytest.mark.slow
 def test_submit_watch_and_download(browser: Browser, settings: Settings, tmp_path: Path) -> None:
     model = tiny_model(tmp_path)
@@ -52,26 +74,14 @@ def test_submit_watch_and_download(browser: Browser, settings: Settings, tmp_pat
         expect(page.get_by_role("button", name="Start compression")).to_be_disabled()
         page.get_by_label("Round dimensions to").fill("")
         expect(estimate.get_by_text("→").first).to_be_visible()
-        for text in ("Chat (generated)", "Free text (generated)", "Python code"):
-            page.get_by_role("checkbox", name=text, exact=True).first.uncheck()
-        page.get_by_label("Samples").fill("8")
-        page.get_by_label("Tokens per sample").fill("64")
-        open_card(page, "Evaluation")
-        page.get_by_role("checkbox", name="Benchmark speed").uncheck()
+        ask_for_little_work(page)
         page.get_by_role("button", name="Start compression").click()
         expect(page).to_have_url(re.compile(r"#/jobs/job_\w+$"))
         expect(page.locator("h1 .state.succeeded")).to_be_visible(timeout=180_000)
         expect(page.locator("svg.shapes").first).to_have_attribute(
             "aria-label", re.compile("^3 of 3 layers done")
         )
-        row = page.get_by_role("region", name="Quality").get_by_role("row", name="Python docs")
-        expect(row).to_contain_text("in calibration")
-        expect(row).to_contain_text(re.compile(r"\d ± \d.*\d %"))
-        expect(page.get_by_text(re.compile(r"quality loss"))).to_be_visible()
-        page.get_by_role("tab", name="Log").click()
-        stages = page.get_by_role("list", name="Stages")
-        for stage in ("Calibrate", "Compress layers", "Publish"):
-            expect(stages.get_by_text(stage)).to_be_visible()
+        check_result(page)
         page.get_by_role("tab", name="Files").click()
         with page.expect_download() as download:
             page.get_by_role("link", name="model.safetensors").click()

@@ -1,4 +1,4 @@
-"""Actions and states of the dashboard in a real browser: search, selection, missing pages, errors."""
+"""Actions and states of the dashboard in a real browser: search, selection, errors."""
 
 from __future__ import annotations
 

@@ -96,10 +96,10 @@ function Sizes({ sizes }) {
 
 /** @param {{ sweep: any, texts: string[], best: any, uploads: import("../words.js").Names, offer: any }} props */
 function Results({ sweep, texts, best, uploads, offer }) {
-  const columns = ["Removed\u00a0", "Method", "State", "Parameters\u00a0", "Weights\u00a0", ...texts.map((text) => `Perplexity, ${textName(text, uploads)}\u00a0`),
-    "KL, nats/token\u00a0", "Same top token\u00a0", "Generation\u00a0", "Time\u00a0", "Memory\u00a0", "Trade-off", ""];
+  const columns = ["Removed", "Method", "State", "Trade-off", "Parameters\u00a0", "Weights\u00a0", ...texts.map((text) => `Perplexity, ${textName(text, uploads)}\u00a0`),
+    "KL, nats/token\u00a0", "Same top token\u00a0", "Generation\u00a0", "Time\u00a0", "Memory\u00a0"];
   return html`<${Table} label="Jobs of the sweep" columns=${columns} rows=${[
-    ...(sweep.dense ? [["–", ORIGINAL, "", count(sweep.dense.params), bytes(sweep.dense.bytes), ...texts.map((text) => perplexity(sweep.dense.quality[text])), "", "", "", "", "", "", ""]] : []),
+    ...(sweep.dense ? [["–", ORIGINAL, "", "", count(sweep.dense.params), bytes(sweep.dense.bytes), ...texts.map((text) => perplexity(sweep.dense.quality[text])), "", "", "", "", ""]] : []),
     ...sweep.pareto.map((/** @type {any} */ point) => row(sweep, point, texts, best, offer)),
   ]} />`;
 }
@@ -109,9 +109,10 @@ function row(sweep, point, texts, best, offer) {
   const part = point.bytes_after !== null && sweep.dense ? point.bytes_after / sweep.dense.bytes : null;
   const isBest = best !== null && best.job_id === point.job_id;
   return [
-    point.ratio === null ? "–" : share(point.ratio),
+    html`<a href=${`#/jobs/${point.job_id}`}><b>${point.ratio === null ? "Open" : share(point.ratio)}</b><span class="hidden"> ${point.job_id}</span></a>`,
     methodTitle(offer, point.method),
     html`<${State} state=${point.state} />`,
+    isBest ? html`<${Tag}>Recommended<//>` : point.dominated === null ? "" : point.dominated ? "Beaten on size and quality" : "Best trade-off",
     count(point.params_after),
     part === null ? "–" : html`${bytes(point.bytes_after)} <${Delta} kind=${part < 1 ? "ok" : ""}>${change(part)}<//>`,
     ...texts.map((text) => scored(qualityOn(point, text))),
@@ -120,8 +121,6 @@ function row(sweep, point, texts, best, offer) {
     times(point.decode_speedup),
     point.seconds === null ? "–" : duration(point.seconds),
     bytes(point.peak_memory_bytes),
-    isBest ? html`<${Tag}>Recommended<//>` : point.dominated === null ? "" : point.dominated ? "Beaten on size and quality" : "Best trade-off",
-    html`<a href=${`#/jobs/${point.job_id}`}>Open<span class="hidden"> ${pointName(sweep, point, offer)} ${point.job_id}</span></a>`,
   ];
 }
 

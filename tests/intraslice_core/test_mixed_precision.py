@@ -233,7 +233,9 @@ SPECTRA = {
     "geometric": torch.logspace(0, -4, 96).double(),
     "equal": torch.ones(96).double(),
     "two clusters": torch.cat((torch.full((40,), 1.0), torch.full((56,), 3.0))).double(),
-    "close pairs": (torch.arange(48).repeat_interleave(2) + 1 + 1e-9 * torch.arange(96)).double(),
+    "close pairs": torch.arange(48).repeat_interleave(2)
+    + 1
+    + 5e-6 * (torch.arange(96) % 2).double(),
     "massive": torch.cat((torch.linspace(0.1, 1.0, 95), torch.tensor([1e5]))).double(),
     "rank deficient": torch.cat((torch.zeros(60), torch.linspace(0.5, 2.0, 36))).double(),
 }

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from app.cli.errors import reported_errors
 from app.cli.exit_codes import TABLE
 from app.cli.panels import ON_A_SERVICE
 from app.cli.remote.following import download_files, finish, follow
@@ -137,8 +138,9 @@ def download(
     link: Link,
 ) -> None:
     """Download the files of a job; verify checksums and resume interrupted downloads."""
-    with link.client(is_long=True) as client:
+    with reported_errors():
         require_writable_directory(directory, "DIR")
+    with link.client(is_long=True) as client:
         paths = download_files(client, job, directory)
     if link.as_json:
         typer.echo("\n".join(str(path) for path in paths))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from app.cli import panels
-from app.cli.errors import invalid_settings
+from app.cli.errors import invalid_settings, reported_errors
 from app.cli.exit_codes import TABLE
 from app.cli.options import RatioOption, TargetBytesOption, TargetParamsOption
 from app.cli.quantities import quantity
@@ -121,8 +121,9 @@ def submit(  # noqa: PLR0913 (typer reads the options from the signature)
 ) -> None:
     """Queue a compression job; its id is printed to stdout."""
     is_long = wait or download_to is not None or is_uploaded(model)
-    with link.client(is_long=is_long) as client:
+    with reported_errors():
         require_writable_directory(download_to, "--download")
+    with link.client(is_long=is_long) as client:
         size = _size(ratio, target_params, target_bytes)
         request = _request(client, model, file, size, options)
         named = {} if name is None else {"name": name}

@@ -32,6 +32,7 @@ from intraslice_core.checkpoints.reader import CheckpointReader
 from intraslice_core.config import CompressionConfig
 from intraslice_core.content_key import content_key
 from intraslice_core.decoder_layer import LayerWeights
+from intraslice_core.device_memory import BatchSize
 from intraslice_core.export.targets import DEMANDS
 from intraslice_core.hidden_states import group_sources
 from intraslice_core.plan import ModelPlan
@@ -116,6 +117,7 @@ class Calibration:
                     directory=self.directory, has_room=lambda _: True, on_saved=ignore_saved
                 ),
                 key=content_key,
+                batch=BatchSize(requested=config.batch_size),
                 before_batch=lambda *_: None,
                 prefix_length=self.prefix_length,
             )

@@ -21,6 +21,7 @@ IntraSliceError
 │   ├── TaskNotFoundError
 │   └── TaskDataError             its examples cannot be read
 ├── NumericalError                a factorisation or an activation failed, with layer and module
+├── OutOfDeviceMemoryError        the compute device has too little memory
 ├── InsufficientDiskError
 ├── OutputExistsError
 ├── OutputInUseError              another running process writes to the same output
@@ -204,6 +205,36 @@ class NumericalError(IntraSliceError):
             if part
         )
         return f"{where}: {super().__str__()}" if where else super().__str__()
+
+
+class OutOfDeviceMemoryError(IntraSliceError):
+    """The compute device has too little memory, even for a batch of one sequence.
+
+    Args:
+        message: sizes for people.
+        field: setting to lower.
+        hint: advice.
+        needed_bytes: size of the allocation that failed; None if unknown.
+        free_bytes: free memory of the device then; None if unknown.
+        total_bytes: memory of the device; None if unknown.
+    """
+
+    code = "out_of_device_memory"
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        field: str | None = None,
+        hint: str | None = None,
+        needed_bytes: int | None = None,
+        free_bytes: int | None = None,
+        total_bytes: int | None = None,
+    ) -> None:
+        super().__init__(message, field=field, hint=hint)
+        self.needed_bytes = needed_bytes
+        self.free_bytes = free_bytes
+        self.total_bytes = total_bytes
 
 
 class InsufficientDiskError(IntraSliceError):

@@ -6,9 +6,10 @@ The hidden states of the calibration sequences pass through the layers as they a
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from torch import Tensor
@@ -22,7 +23,12 @@ from intraslice_core.checkpoints.reader import CheckpointReader
 from intraslice_core.config import CompressionConfig
 from intraslice_core.content_key import content_key
 from intraslice_core.decoder_layer import residual_parts, with_residual_parts
-from intraslice_core.device import HostMemory, rounding_class
+from intraslice_core.device import HostMemory, TensorMemory, rounding_class
+from intraslice_core.device_memory import (
+    BatchSize,
+    has_room_to_spare,
+    out_of_memory_reported,
+)
 from intraslice_core.errors import NumericalError
 from intraslice_core.families.canonical import (
     CanonicalSettings,
@@ -43,6 +49,8 @@ from intraslice_core.statistics_cache import DenseStates, ModelStatistics
 
 if TYPE_CHECKING:
     from intraslice_core.decoder_layer import LayerWeights
+
+_Result = TypeVar("_Result")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,12 +75,18 @@ class CompressionWork:
     """Tokens that every calibration sequence begins with (`calibration.text_prefix`)."""
     statistics: ModelStatistics | None
     resume_state: ResumeState | None
-    memory: HostMemory
+    memory: TensorMemory
     """Memory for the hidden states and for the sensitivity measurement."""
+    batch: BatchSize
+    """Sequences per forward pass, which any stage may lower.
+
+    Keys of cached content have the requested size: on a device of the same class, another run would
+    lower it alike.
+    """
 
     @property
     def layers(self) -> DenseLayerReader:
-        """Return a reader of the dense model's layers."""
+        """Return a new reader of the dense model's layers, for one pass or several."""
         return DenseLayerReader(self.reader, self.device, self.dtype, self.memory)
 
     @property
@@ -113,6 +127,7 @@ class LayerLoop:
 
     def __init__(self, work: CompressionWork, tokens: Tensor, shapes: Shapes, run: Run) -> None:
         self._work = work
+        self._layers = work.layers
         self._shapes = shapes
         self._run = run
         tokens, left_out = _grouped(work, tokens)
@@ -127,6 +142,11 @@ class LayerLoop:
             left_out=left_out,
             plan=shapes.plan.model_dump(mode="json"),
         )
+        self._copy_memory = HostMemory(run.offload_dir)
+        self._copies: dict[str, Tensor] = {}
+        """Hidden states before the current layer, where its batches may have to be lowered."""
+        self._fitting_size = 0
+        """Batch size with which a layer was compressed on this device; 0 before the first."""
         self._passed = self._restore()
 
     def outer_tensors(self, name: str, tensor: Tensor) -> dict[str, Tensor]:
@@ -138,25 +158,68 @@ class LayerLoop:
         restored = self._resume_state and self._resume_state.layer(self._key, layer)
         if restored:
             if layer >= self._passed:
-                self._replay(layer, restored)
+                self._with_less_memory(lambda: self._replay(layer, restored))
             self._run.resumed_layers += 1
             self._run.layer_done(restored.report, self._work.geometry, restored=True)
             return restored
         if layer < self._passed:
             raise RuntimeError(f"layer {layer} disappeared from the resume state during the run")
-        finished = self._compress(layer)
+        finished = self._with_less_memory(lambda: self._compress(layer))
+        if not self._is_passed_on(layer):
+            self._fitting_size = self._work.batch.size
         if self._resume_state is not None:
             self._resume_state.save_layer(self._key, finished)
             self._save_hidden_states(self._resume_state, layer + 1)
         self._run.layer_done(finished.report, self._work.geometry)
         return finished
 
+    # -- smaller batches -------------------------------------------------------------------
+
+    def _with_less_memory(self, attempt: Callable[[], _Result]) -> _Result:
+        """Return the result of a pass through a layer, repeated with smaller batches if need be.
+
+        Accumulators are those of the attempt. The hidden states, which it moves in place, are
+        copied before, as a batch may fail when others have moved already. Layers are alike: where
+        one has fitted with room to spare, the next is passed without copies.
+
+        Raises:
+            OutOfDeviceMemoryError: if a batch of one sequence does not fit the device, or a layer
+                fails where one like it had room.
+        """
+        batch = self._work.batch
+        if self._may_be_repeated():
+            self._copy_states()
+            return batch.repeat(lambda _size: attempt(), undo=self._restore_copies)
+        self._copies = {}
+        with out_of_memory_reported(batch.lower if batch.size == 1 else batch.setting):
+            return attempt()
+
+    def _may_be_repeated(self) -> bool:
+        """Report whether smaller batches are possible and may be needed."""
+        work = self._work
+        if work.device.type == "cpu" or work.batch.size == 1 or not work.method.uses_hidden_states:
+            return False
+        return self._fitting_size != work.batch.size or not has_room_to_spare(work.device)
+
+    def _copy_states(self) -> None:
+        """Copy the hidden states to host memory."""
+        for name, tensor in self._hidden_states.tensors().items():
+            if name not in self._copies:
+                self._copies[name] = self._copy_memory.empty(tensor.shape, tensor.dtype)
+            self._copies[name].copy_(tensor)
+
+    def _restore_copies(self) -> None:
+        for name, tensor in self._hidden_states.tensors().items():
+            tensor.copy_(self._copies[name])
+
+    # -- hidden states ---------------------------------------------------------------------
+
     def _embed(self, tokens: Tensor, left_out: int) -> HiddenStates:
-        """Return the embedded sequences, in host memory and compute dtype."""
+        """Return the embedded sequences, in compute dtype."""
         work = self._work
         hidden = work.memory.empty((*tokens.shape, work.geometry.hidden_size), work.dtype)
         for row, sequence in enumerate(tokens):
-            hidden[row] = work.layers.embed(sequence)
+            hidden[row] = self._layers.embed(sequence)
         return HiddenStates(
             compressed=hidden,
             dense=work.memory.copy(hidden) if work.method.dense_target else None,
@@ -182,10 +245,10 @@ class LayerLoop:
 
     def _compress(self, layer: int) -> FinishedLayer:
         plan, geometry = self._shapes.plan.layers[layer], self._work.geometry
-        if plan.is_removed or self._is_unchanged(layer):
+        if self._is_passed_on(layer):
             return self._pass_on(layer)
         message = _describe_sizes(geometry, plan)
-        outcome = self._compressor(layer, message).run()
+        outcome = self._compressor(layer, message, self._layers.weights(layer)).run()
         self._require_finite(layer)
         return FinishedLayer(
             tensors=self._stored(layer, outcome.weights),
@@ -199,15 +262,17 @@ class LayerLoop:
     def _pass_on(self, layer: int) -> FinishedLayer:
         """Return a layer that is removed or keeps its dense weights, past which states move."""
         started, work = time.perf_counter(), self._work
-        plan, weights = self._shapes.plan.layers[layer], work.layers.weights(layer)
+        plan, dense = self._shapes.plan.layers[layer], self._layers.weights(layer)
         message = "removed" if plan.is_removed else "unchanged"
         self._report(layer, message, 0.0)
+        weights = dense
         if plan.is_removed:
-            weights, pairs = slicing.remove_layer(weights), slicing.no_pairs(work.device)
+            weights, pairs = slicing.remove_layer(dense), slicing.no_pairs(work.device)
         else:
             pairs = torch.arange(work.geometry.rotary_pairs)
             pairs = pairs.expand(work.geometry.num_key_value_heads, -1)
-        self._compressor(layer, message).replay(slicing.rounded_to(weights, work.stored_dtype))
+        rounded = slicing.rounded_to(weights, work.stored_dtype)
+        self._compressor(layer, message, dense).replay(rounded)
         self._require_finite(layer)
         return FinishedLayer(
             tensors={} if plan.is_removed else self._stored(layer, weights),
@@ -229,14 +294,15 @@ class LayerLoop:
         }
 
     def _replay(self, layer: int, finished: FinishedLayer) -> None:
-        self._compressor(layer, "resumed").replay(self._weights(layer, finished))
+        dense = self._layers.weights(layer)
+        self._compressor(layer, "resumed", dense).replay(self._weights(layer, finished, dense))
         self._require_finite(layer)
 
-    def _weights(self, layer: int, finished: FinishedLayer) -> LayerWeights:
+    def _weights(self, layer: int, finished: FinishedLayer, dense: LayerWeights) -> LayerWeights:
         work = self._work
         prefix, plan = layer_prefix(layer), self._shapes.plan.layers[layer]
         if plan.is_removed:
-            return slicing.remove_layer(work.layers.weights(layer))
+            return slicing.remove_layer(dense)
         tensors = {name.removeprefix(prefix): tensor for name, tensor in finished.tensors.items()}
         weights = layer_weights(tensors, plan.num_key_value_heads, work.device, work.dtype)
         if finished.residual_parts:
@@ -245,16 +311,16 @@ class LayerLoop:
             return weights
         return replace(weights, rotary_pairs=finished.kept_pairs.to(work.device))
 
-    def _compressor(self, layer: int, message: str) -> LayerCompressor:
+    def _compressor(self, layer: int, message: str, dense: LayerWeights) -> LayerCompressor:
         return LayerCompressor(
-            self._work.layers.weights(layer),
+            dense,
             self._shapes.plan.layers[layer],
             self._hidden_states,
             self._context(layer, message),
         )
 
     def _context(self, layer: int, message: str) -> LayerContext:
-        work, states, dense = self._work, self._hidden_states, self._work.layers
+        work, states, dense = self._work, self._hidden_states, self._layers
         sensitivity, units = self._shapes.sensitivity, self._shapes.units
         parts = self._shapes.residual_parts
         return LayerContext(
@@ -262,7 +328,7 @@ class LayerLoop:
             settings=dense.settings(layer),
             rotary=dense.rotary(layer, states.compressed.shape[1]),
             method=work.method,
-            batch_size=work.config.batch_size,
+            batch_size=work.batch.size,
             device=work.device,
             stored_dtype=work.stored_dtype,
             before_batch=partial(self._report, layer, message),
@@ -279,6 +345,10 @@ class LayerLoop:
         text = f"layer {layer + 1}/{layers}: {message}"
         self._run.report(Stage.COMPRESS, text, (layer + done) / layers, layer, layers)
 
+    def _is_passed_on(self, layer: int) -> bool:
+        """Report whether a layer is removed or unchanged, so that the states only pass it."""
+        return self._shapes.plan.layers[layer].is_removed or self._is_unchanged(layer)
+
     def _is_unchanged(self, layer: int) -> bool:
         """Return whether a layer keeps its dense weights, in methods that remove whole layers.
 
@@ -292,7 +362,8 @@ class LayerLoop:
         return all(shape == dense for shape in plan.layers[first : layer + 1])
 
     def _require_finite(self, layer: int) -> None:
-        if not torch.isfinite(self._hidden_states.compressed[-1]).all():
+        last = self._hidden_states.compressed[-1].to(self._work.device)
+        if not torch.isfinite(last).all():
             raise NumericalError(
                 "the compressed hidden states contain NaN or infinity", layer=layer
             )

@@ -5,10 +5,11 @@ from __future__ import annotations
 import functools
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 
 from torch import Tensor
 
@@ -16,7 +17,13 @@ from intraslice_core.checkpoints.weight_files import CONFIG_FILE, read_json_obje
 from intraslice_core.checkpoints.writer import WrittenRecord
 from intraslice_core.config import CompressionConfig, EvaluationConfig, Target
 from intraslice_core.content_key import fingerprint
-from intraslice_core.cost_model import ExpectedDurations, expected_durations
+from intraslice_core.cost_model import (
+    REFERENCE_RATES,
+    ExpectedDurations,
+    MachineRates,
+    expected_durations,
+)
+from intraslice_core.device_memory import lowered_batches_to, out_of_memory_reported
 from intraslice_core.evaluation.scoring import DenseScores
 from intraslice_core.export.form import WrittenReference
 from intraslice_core.families.wrappers import Wrapper, wrapper_of
@@ -44,6 +51,14 @@ from intraslice_core.substeps import substeps_to
 
 _SUBSTEP_SECONDS = 1.0
 """Shortest pause between an event and a sub-step."""
+_DEVICE_MEMORY_SETTINGS: Mapping[Stage, str] = MappingProxyType(
+    {
+        Stage.CALIBRATE: "compression.calibration.sequence_length",
+        Stage.RECOVER: "compression.recover.batch_size",
+        Stage.EVALUATE: "evaluation.context_length",
+    }
+)
+"""Settings that decide how much memory of the device a stage needs; elsewhere the batch size."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,6 +144,7 @@ class Run:
         evaluation: EvaluationConfig | None,
         item_bytes: int,
         machine: str,
+        rates: MachineRates = REFERENCE_RATES,
     ) -> None:
         """Set the shares of the stages from the cost model and the speeds of earlier runs.
 
@@ -138,6 +154,7 @@ class Run:
             evaluation: settings of the evaluation; None without one.
             item_bytes: bytes of a stored weight.
             machine: class of machines that do the same work in the same time.
+            rates: of that class, as the cost model assumes them.
         """
         durations = self.durations = expected_durations(
             geometry,
@@ -146,6 +163,7 @@ class Run:
             item_bytes,
             verify=self.verify,
             uploads=self.uploads,
+            rates=rates,
         )
         self._machine = machine
         slowness = {} if self.speeds is None else self.speeds.read(machine)
@@ -205,9 +223,30 @@ class Run:
 
     @contextmanager
     def reporting(self) -> Iterator[None]:
-        """Report the sub-steps of a block, and repeat the last event when none follows for long."""
-        with substeps_to(self.substep), heartbeat(lambda: self._repeat(LONGEST_PAUSE_SECONDS)):
+        """Report the sub-steps of a block, and repeat the last event when none follows for long.
+
+        Lowered batches become warnings.
+
+        Raises:
+            OutOfDeviceMemoryError: if the device has too little memory.
+        """
+        with (
+            substeps_to(self.substep),
+            lowered_batches_to(self.warn),
+            heartbeat(lambda: self._repeat(LONGEST_PAUSE_SECONDS)),
+            out_of_memory_reported(self._device_memory_setting),
+        ):
             yield
+
+    def warn(self, warning: str) -> None:
+        """Add a warning, once."""
+        if warning not in self.warnings:
+            self.warnings.append(warning)
+
+    def _device_memory_setting(self) -> str:
+        """Return the setting that decides how much memory of the device this stage needs."""
+        stage = Stage.LOAD if self._last is None else self._last.stage
+        return _DEVICE_MEMORY_SETTINGS.get(stage, "compression.batch_size")
 
     def substep(self, message: str) -> None:
         """Repeat the last step's event with a sub-step, unless an event was sent just now."""

@@ -13,12 +13,15 @@ CANCELLED = "cancelled"
 OUT_OF_MEMORY = "out_of_memory"
 CHILD_CRASHED = "child_crashed"
 INTERNAL = "internal_error"
+OUT_OF_DEVICE_MEMORY = "out_of_device_memory"
 
 RETRYABLE = frozenset(
     {
         WORKER_LOST,
         # Often another process used the memory and has ended by the next attempt.
         OUT_OF_MEMORY,
+        # Another worker may have a larger device, or this one more of its memory free.
+        "out_of_device_memory",
         CHILD_CRASHED,
         "insufficient_disk",
         "database_unavailable",

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from app.cli import panels
 from app.cli.errors import reported_errors
 from app.cli.options import DEFAULT, DeviceOption, DtypeOption, require_checkpoint
 from app.cli.progress_display import quiet_transformers
@@ -18,10 +19,17 @@ def register(app: typer.Typer) -> None:
 
 
 def generate(
-    directory: Annotated[Path, typer.Argument(help="Checkpoint, dense or compressed.")],
-    prompt: Annotated[str, typer.Argument(help="Text to continue.")],
+    directory: Annotated[
+        Path, typer.Argument(rich_help_panel=panels.MODEL, help="Checkpoint, dense or compressed.")
+    ],
+    prompt: Annotated[str, typer.Argument(rich_help_panel=panels.MODEL, help="Text to continue.")],
     max_new_tokens: Annotated[
-        int, typer.Option(min=1, help="Largest number of tokens to generate (1 or more).")
+        int,
+        typer.Option(
+            min=1,
+            rich_help_panel=panels.OUTPUT,
+            help="Largest number of tokens to generate (1 or more).",
+        ),
     ] = 64,
     dtype: DtypeOption = DEFAULT.dtype,
     device: DeviceOption = DEFAULT.device,
@@ -30,18 +38,21 @@ def generate(
     with reported_errors():
         require_checkpoint(directory)
         quiet_transformers()
+        from intraslice_core.device_memory import out_of_memory_reported
         from intraslice_core.evaluation.loaded_models import load_model
         from intraslice_core.tokenizer import embedding_rows, load_tokenizer, require_known_tokens
 
         tokenizer: Any = load_tokenizer(directory)
-        model: Any = load_model(directory, dtype=dtype, device=device)
+        with out_of_memory_reported("--dtype"):
+            model: Any = load_model(directory, dtype=dtype, device=device)
         encoded = tokenizer(prompt, return_tensors="pt", return_token_type_ids=False)
         length = encoded["input_ids"].shape[1] + max_new_tokens
         _warn_if_beyond_context(model, length)
         require_known_tokens(encoded["input_ids"], embedding_rows(model), tokenizer, "the prompt")
-        output = model.generate(
-            **encoded.to(model.device), max_new_tokens=max_new_tokens, do_sample=False
-        )
+        with out_of_memory_reported("--max-new-tokens"):
+            output = model.generate(
+                **encoded.to(model.device), max_new_tokens=max_new_tokens, do_sample=False
+            )
         typer.echo(tokenizer.decode(output[0], skip_special_tokens=True))
 
 

@@ -13,6 +13,7 @@ from intraslice_core.allocation.budget import Budget
 from intraslice_core.allocation.curves import ScoredPlan
 from intraslice_core.checkpoints.dense_model import DenseLayers
 from intraslice_core.config import Allocation, Allocator, CompressionConfig
+from intraslice_core.device_memory import BatchSize
 from intraslice_core.export.targets import TargetDemands
 from intraslice_core.plan import ModelGeometry, ModelPlan
 from intraslice_core.reports.schema import AllocationReport, LayerPrediction, LossWeighting
@@ -55,6 +56,8 @@ class AllocationContext:
     cache: SensitivityCache | None
     """Cache of sensitivities for other runs; None disables it."""
     key: ContentKey
+    batch: BatchSize
+    """Sequences per forward pass; measurements are repeated with fewer on a small device."""
     before_batch: Callable[[float, str], None]
     """Callback with the stage's finished fraction and current activity; may raise to stop."""
     prefix_length: int = 0

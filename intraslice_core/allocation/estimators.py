@@ -423,7 +423,7 @@ def fisher_shapes(
             prefix_length=tokens.prefix_length,
         )
         scores = [
-            _fisher_scores(files.read(layer), geometry, rotated)
+            _fisher_scores(files.read(layer), geometry, rotated, layers.device)
             for layer in range(layers.num_layers)
         ]
 
@@ -441,17 +441,17 @@ def fisher_shapes(
 
 
 def _fisher_scores(
-    gradients: LayerGradients, geometry: ModelGeometry, rotated: bool
+    gradients: LayerGradients, geometry: ModelGeometry, rotated: bool, device: torch.device
 ) -> LayerScores:
     """Return squared mask gradients, summed over groups of sequences."""
-    masks = gradients.head_masks.double()
+    masks = gradients.head_masks.to(device).double()
     if rotated:
         groups = geometry.num_key_value_heads
-        heads = gradients.head_moments.double()
+        heads = gradients.head_moments.to(device).double()
         moment = heads.view(groups, -1, *heads.shape[1:]).sum(1)
         _, vectors = linalg.eigenbasis(moment)
         basis = vectors.repeat_interleave(heads.shape[0] // groups, 0)
         masks = basis.mT @ masks @ basis
     head_scores = masks.diagonal(dim1=-2, dim2=-1).square().sum(0)
     neuron_scores = gradients.neuron_masks.double().square().sum(0)
-    return LayerScores(heads=head_scores.numpy(), neurons=neuron_scores.numpy())
+    return LayerScores(heads=head_scores.cpu().numpy(), neurons=neuron_scores.numpy())

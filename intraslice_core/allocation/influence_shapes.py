@@ -64,14 +64,16 @@ def block_influences(
     cached = None if cache is None else load_block_influence(cache.directory / name)
     if cached is not None:
         return cached
-    measured = measure_block_influence(
-        context.layers,
-        tokens,
-        batch_size=context.config.batch_size,
-        before_batch=lambda done: context.before_batch(
-            share * done, "measuring the influence of layers"
-        ),
-        prefix_length=context.prefix_length,
+    measured = context.batch.repeat(
+        lambda size: measure_block_influence(
+            context.layers,
+            tokens,
+            batch_size=size,
+            before_batch=lambda done: context.before_batch(
+                share * done, "measuring the influence of layers"
+            ),
+            prefix_length=context.prefix_length,
+        )
     )
     if cache is not None and cache.has_room(_BYTES_PER_LAYER * len(measured)):
         save_block_influence(cache.directory / name, measured)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 
 from torch import Tensor
@@ -13,6 +14,7 @@ from intraslice_core.allocation.estimators import CalibrationSplit
 from intraslice_core.allocation.influence_shapes import block_influences
 from intraslice_core.allocation.layer_removal import (
     LayerRemovalSearch,
+    ignore_order,
     load_order,
     save_order,
 )
@@ -67,28 +69,36 @@ def _order_of_removal(
 
     An order serves all ratios and is cached after each step: a shorter one is its beginning.
     """
-    search = LayerRemovalSearch(
-        layers=context.layers,
-        tokens=split.judged,
-        batch_size=context.config.batch_size,
-        prefix_length=context.prefix_length,
-    )
-    before_batch = partial(_report, context)
+
+    def order(
+        beginning: tuple[int, ...], on_step: Callable[[tuple[int, ...]], None]
+    ) -> tuple[int, ...]:
+        def with_batch(size: int) -> tuple[int, ...]:
+            search = LayerRemovalSearch(
+                layers=context.layers,
+                tokens=split.judged,
+                batch_size=size,
+                prefix_length=context.prefix_length,
+            )
+            report = partial(_report, context)
+            return search.order(count, report, beginning=beginning, on_step=on_step)
+
+        return context.batch.repeat(with_batch)
+
     cache = context.cache
     if cache is None:
-        return search.order(count, before_batch)
+        return order((), ignore_order)
     key = context.key(
         layer_order=calibration_hash(split.judged),
         prefix_length=context.prefix_length,
         batch_size=context.config.batch_size,
     )
-    beginning = load_order(cache.directory, key)
 
-    def save(order: tuple[int, ...]) -> None:
-        if cache.has_room(8 * len(order)):
-            cache.on_saved(save_order(cache.directory, key, order))
+    def save(removed: tuple[int, ...]) -> None:
+        if cache.has_room(8 * len(removed)):
+            cache.on_saved(save_order(cache.directory, key, removed))
 
-    return search.order(count, before_batch, beginning=beginning, on_step=save)
+    return order(load_order(cache.directory, key), save)
 
 
 def _report(context: AllocationContext, done: float) -> None:

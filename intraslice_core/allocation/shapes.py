@@ -114,7 +114,7 @@ def _choose_shapes(context: AllocationContext, tokens: Tensor) -> Shapes:
                 return path_shapes(context, order)
             free = measured = replace(measured, layers=order.layers)
         if context.demands.alike:
-            measured = replace(measured, layers=with_shared_pairs(measured.layers))
+            measured = replace(measured, layers=with_shared_pairs(measured.layers, context.device))
     if METHODS[context.config.method].slices_residual:
         report = allocation_report(context.config.allocation, allocator)
         return Shapes(plan=_uniform_plan(context), sensitivity=None, report=report)
@@ -151,14 +151,16 @@ def _fisher(
 ) -> Shapes:
     """Return the shapes of the Fisher allocator, or uniform ones if rounding misses the budget."""
     try:
-        scored = fisher_shapes(
-            context.layers,
-            split,
-            context.geometry,
-            context.budget.parameters,
-            context.config,
-            rotated=allocator == "fisher_pca",
-            before_batch=lambda done: context.before_batch(done, "computing gradients"),
+        scored = context.batch.repeat(
+            lambda size: fisher_shapes(
+                context.layers,
+                split,
+                context.geometry,
+                context.budget.parameters,
+                context.config.model_copy(update={"batch_size": size}),
+                rotated=allocator == "fisher_pca",
+                before_batch=lambda done: context.before_batch(done, "computing gradients"),
+            )
         )
     except ConfigurationError as error:
         return _uniform(context, measured, _fallback_report(context, error.message))
@@ -188,15 +190,17 @@ def _measured(
         or not METHODS[context.config.method].measures_sensitivity
     )
     share = 1.0 if ends_stage else SENSITIVITY_SHARE
-    measured = measure_sensitivity(
-        context.layers,
-        split,
-        batch_size=context.config.batch_size,
-        before_batch=lambda done: context.before_batch(
-            share * done, "measuring the sensitivity of layers"
-        ),
-        with_trial_cuts=with_trial_cuts,
-        with_value_dims=with_value_dims,
+    measured = context.batch.repeat(
+        lambda size: measure_sensitivity(
+            context.layers,
+            split,
+            batch_size=size,
+            before_batch=lambda done: context.before_batch(
+                share * done, "measuring the sensitivity of layers"
+            ),
+            with_trial_cuts=with_trial_cuts,
+            with_value_dims=with_value_dims,
+        )
     )
     if cache is not None and cache.has_room(measured.nbytes):
         name = _cached_name(
@@ -396,7 +400,7 @@ def _with_unconstrained_loss(
         scored = lagrangian_shapes(free, context.geometry, parameters, config, CANDIDATES[0])
     except ConfigurationError:  # rounding misses the budget: nothing to compare with
         return shapes
-    (divergence,) = trials.divergences([scored.plan], partial(_report_trials, context))
+    (divergence,) = _divergences(context, trials, [scored.plan])
     report = shapes.report.model_copy(update={"unconstrained_calibration_loss": divergence.score})
     return replace(shapes, report=report)
 
@@ -415,7 +419,11 @@ def _divergences(
     context: AllocationContext, trials: TrialCompression, plans: Sequence[ModelPlan]
 ) -> tuple[HeldOutDivergence, ...]:
     """Return the divergences of trial compressions from the dense model."""
-    return trials.divergences(plans, partial(_report_trials, context))
+    return context.batch.repeat(
+        lambda size: replace(trials, batch_size=size).divergences(
+            plans, partial(_report_trials, context)
+        )
+    )
 
 
 def _rival_plan(context: AllocationContext) -> ModelPlan | None:
@@ -443,7 +451,7 @@ def _trial_compression(
         check=split.judged,
         kinds=split.judged_kinds,
         sensitivity=measured.layers,
-        batch_size=context.config.batch_size,
+        batch_size=context.batch.size,
         device=context.device,
         stored_dtype=context.stored_dtype,
         prefix_length=split.prefix_length,

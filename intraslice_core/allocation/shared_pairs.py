@@ -11,12 +11,20 @@ from torch import Tensor
 from intraslice_core.selection.rotary_pairs import eliminate_shared_pairs
 from intraslice_core.sensitivity.layer_sensitivity import LayerSensitivity, SharedPairsSensitivity
 
+_CPU = torch.device("cpu")
 
-def with_shared_pairs(layers: Sequence[LayerSensitivity]) -> tuple[SharedPairsSensitivity, ...]:
+
+def with_shared_pairs(
+    layers: Sequence[LayerSensitivity], device: torch.device = _CPU
+) -> tuple[SharedPairsSensitivity, ...]:
     """Return the sensitivity of layers that all keep the same rotary pairs.
 
     Predicted losses of pairs are those of the shared order. Energies are those of an average head,
     so that the norms of q and k, which slicing corrects by them, stay the same for all heads.
+
+    Args:
+        layers: sensitivity of all layers, on the CPU.
+        device: compute device.
 
     Raises:
         NumericalError: if a pairs' moment is not finite or cannot be factorised.
@@ -26,8 +34,8 @@ def with_shared_pairs(layers: Sequence[LayerSensitivity]) -> tuple[SharedPairsSe
     moments = [layers[number].pair_moment for number in sharing]
     if not sharing:
         moments = [layer.pair_moment for layer in layers]
-    shared = eliminate_shared_pairs(torch.cat(moments))
-    costs = torch.split(shared.removal_cost, [len(moment) for moment in moments])
+    shared = eliminate_shared_pairs(torch.cat(moments).to(device))
+    costs = torch.split(shared.removal_cost.cpu(), [len(moment) for moment in moments])
     losses = [layer.pair_losses for layer in layers]
     for number, cost in zip(sharing, costs, strict=False):
         losses[number] = _shared_losses(losses[number], cost.sum(0))
@@ -41,7 +49,7 @@ def with_shared_pairs(layers: Sequence[LayerSensitivity]) -> tuple[SharedPairsSe
                     key_energy=_average_energy(layer.key_energy),
                 )
             ),
-            pair_order=shared.order,
+            pair_order=shared.order.cpu(),
         )
         for layer, pair_losses in zip(layers, losses, strict=True)
     )

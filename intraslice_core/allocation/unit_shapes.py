@@ -115,23 +115,26 @@ def _two_stage(
         )
 
     widths = [layer.intermediate_size for layer in plan_without(tuple(range(count))).layers]
-    search = AttentionRemoval(
-        layers=context.layers,
-        tokens=split.judged,
-        neurons=tuple(layer.mlp for layer in units),
-        widths=tuple(widths),
-        batch_size=context.config.batch_size,
-        stored_dtype=context.stored_dtype,
-        prefix_length=context.prefix_length,
-        fixed=shapes.attention_stays_in,
-    )
-    removed = search.least_needed(
-        count,
-        lambda done: context.before_batch(
-            _MEASUREMENT_SHARE + (1.0 - _MEASUREMENT_SHARE) * done, "removing attentions"
-        ),
-    )
-    return plan_without(removed)
+
+    def least_needed(size: int) -> tuple[int, ...]:
+        search = AttentionRemoval(
+            layers=context.layers,
+            tokens=split.judged,
+            neurons=tuple(layer.mlp for layer in units),
+            widths=tuple(widths),
+            batch_size=size,
+            stored_dtype=context.stored_dtype,
+            prefix_length=context.prefix_length,
+            fixed=shapes.attention_stays_in,
+        )
+        return search.least_needed(
+            count,
+            lambda done: context.before_batch(
+                _MEASUREMENT_SHARE + (1.0 - _MEASUREMENT_SHARE) * done, "removing attentions"
+            ),
+        )
+
+    return plan_without(context.batch.repeat(least_needed))
 
 
 # -- scores --------------------------------------------------------------------------------------
@@ -220,15 +223,17 @@ def _activations(
     cached = None if cache is None else load_activations(cache.directory / name)
     if cached is not None:
         return cached
-    measured = measure_activations(
-        context.layers,
-        tokens,
-        batch_size=context.config.batch_size,
-        before_batch=lambda done: context.before_batch(
-            done_before + share * done, "measuring activations"
-        ),
-        prefix_length=context.prefix_length,
-        cut=cut,
+    measured = context.batch.repeat(
+        lambda size: measure_activations(
+            context.layers,
+            tokens,
+            batch_size=size,
+            before_batch=lambda done: context.before_batch(
+                done_before + share * done, "measuring activations"
+            ),
+            prefix_length=context.prefix_length,
+            cut=cut,
+        )
     )
     if cache is not None and cache.has_room(sum(moments.nbytes for moments in measured)):
         save_activations(cache.directory / name, measured)

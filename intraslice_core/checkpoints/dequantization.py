@@ -93,6 +93,8 @@ def _dequantized(stored: StoredTensors, name: str, quantization: Quantization) -
         if last == PACKED:
             return unpacked_weight(tensor, side, scheme)
         return scaled_weight(tensor, side, scheme)
+    except torch.OutOfMemoryError:
+        raise
     except (IndexError, ValueError, RuntimeError) as error:
         raise BrokenCheckpointError(
             f"tensor {name} cannot be dequantised: {error}", field="model"

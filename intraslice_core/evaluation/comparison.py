@@ -14,6 +14,7 @@ from intraslice_core.calibration import text_prefix
 from intraslice_core.checkpoints.weight_files import CONFIG_FILE, read_json_object
 from intraslice_core.config import EvaluationConfig, GateConfig
 from intraslice_core.device import HostMemory
+from intraslice_core.device_memory import out_of_memory_reported
 from intraslice_core.errors import NumericalError, QualityGateError
 from intraslice_core.evaluation.divergence import Divergence
 from intraslice_core.evaluation.overlap import SeenNgrams
@@ -60,6 +61,8 @@ class Materials:
     """Cache of the dense model's scores, read and filled."""
     memory: HostMemory = field(default_factory=HostMemory)
     """Storage of the dense model's outputs, from which divergences are computed."""
+    speed_device: str | None = None
+    """Device on which speeds are measured; that of the scores by default."""
     seconds: tuple[float, float, float] | None = None
     """Expected seconds of scoring the dense model, of scoring the compressed one and of measuring
     speeds, for progress; None for typical ones."""
@@ -68,6 +71,7 @@ class Materials:
 NO_MATERIALS = Materials()
 
 
+@out_of_memory_reported("evaluation.context_length")
 def evaluate_pair(  # noqa: PLR0913  # one call is the whole comparison
     dense_dir: Path,
     compressed_dir: Path,
@@ -91,6 +95,7 @@ def evaluate_pair(  # noqa: PLR0913  # one call is the whole comparison
         TokenizerError: if the tokenizer cannot be loaded or does not fit the embedding.
         TaskError: if a task cannot be measured.
         MeasurementError: if the speed cannot be measured.
+        OutOfDeviceMemoryError: if the device has too little memory.
         CompressionCancelledError: if the run is cancelled.
     """
     _require_lengths(dense_dir, config)
@@ -109,7 +114,8 @@ def evaluate_pair(  # noqa: PLR0913  # one call is the whole comparison
     if _measures_speed(config):
         message = "measuring the speed of both models"
         on_progress(ProgressEvent(stage=Stage.EVALUATE, message=message, fraction=ends[1]))
-        speed, loads = compare_speeds_apart(*directories, config, (dtype, device), should_cancel)
+        compute = (dtype, materials.speed_device or device)
+        speed, loads = compare_speeds_apart(*directories, config, compute, should_cancel)
         report = report.model_copy(update={"speed": speed, "speed_grid": loads})
     on_progress(ProgressEvent(stage=Stage.EVALUATE, message="evaluation finished", fraction=1.0))
     return report
@@ -147,6 +153,7 @@ def _compare_quality(
     )
 
 
+@out_of_memory_reported("evaluation.context_length")
 def evaluate_one(
     directory: Path,
     config: EvaluationConfig,
@@ -163,6 +170,7 @@ def evaluate_one(
         ConfigurationError: if a window is longer than the model's table of learned positions.
         CalibrationSourceError: if a text cannot be read, or only the dense model could write it.
         TaskError: if a task cannot be measured.
+        OutOfDeviceMemoryError: if the device has too little memory.
         CompressionCancelledError: if the run is cancelled.
     """
     _require_lengths(directory, config.model_copy(update={"benchmark": False, "speed_grid": ()}))

@@ -14,6 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from intraslice_core.calibration import generate_tokens, source_tokens, text_prefix
 from intraslice_core.calibration.windows import full_windows, prefixed
 from intraslice_core.config import CalibrationPart
+from intraslice_core.device_memory import BatchSize
 from intraslice_core.errors import CalibrationTooShortError, NumericalError
 from intraslice_core.progress import CancellationCheck, never_cancelled, raise_if_cancelled
 
@@ -187,7 +188,7 @@ def perplexity(  # noqa: PLR0913  # one call is the whole measurement
         tokens: text without prefix, (n,), int64.
         context_length: tokens per window, those of the prefix included; the last window may be
             shorter.
-        batch_size: windows per forward pass.
+        batch_size: windows per forward pass, fewer where they do not fit the device.
         prefix: first tokens of every window (`calibration.text_prefix`).
         observer: called with every block of scored positions.
         on_progress: called with the finished fraction, in [0, 1].
@@ -195,8 +196,14 @@ def perplexity(  # noqa: PLR0913  # one call is the whole measurement
 
     Raises:
         NumericalError: if the model's logits are not finite.
+        OutOfDeviceMemoryError: if a single window does not fit the device.
         CompressionCancelledError: if the run is cancelled.
     """
+    size = BatchSize(
+        requested=batch_size,
+        setting="the number of windows per forward pass",
+        lower="evaluation.context_length",
+    )
     was_training = model.training
     model.train(False)
     total = torch.zeros((), dtype=torch.float64)
@@ -205,7 +212,7 @@ def perplexity(  # noqa: PLR0913  # one call is the whole measurement
     try:
         for batch in _batches(tokens, prefix, context_length, batch_size):
             raise_if_cancelled(should_cancel)
-            total += _summed_nll(model, batch.to(model.device), first, observer)
+            total = total + _summed_nll(model, batch.to(model.device), first, observer, size)
             scored += batch.shape[0] * (batch.shape[1] - first)
             processed += batch.shape[0] * (batch.shape[1] - len(prefix))
             if on_progress is not None:
@@ -248,25 +255,46 @@ def _batches(
         yield prefixed(rest.unsqueeze(0), prefix)
 
 
-def _summed_nll(
-    model: PreTrainedModel, batch: Tensor, first: int, observer: BlockObserver | None
-) -> Tensor:
-    """Sum the negative log-likelihood of (batch, window) tokens from `first`, in fp64, on the CPU.
+def _final_states(model: PreTrainedModel, batch: Tensor, first: int, windows: int) -> Tensor:
+    """Return the final hidden states that predict the tokens from `first`, (rows, hidden_size).
 
-    `first` is at least 1.
+    Args:
+        model: a causal language model.
+        batch: windows, (batch, window), on the model's device.
+        first: position of the first token that is predicted, at least 1.
+        windows: windows per forward pass.
     """
-    trunk = model.base_model
+    parts: list[Tensor] = []
+    for part in torch.split(batch, windows):
+        output: Any = model.base_model(input_ids=part, use_cache=False)
+        parts.append(output.last_hidden_state[:, first - 1 : -1].flatten(0, 1))
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def _summed_nll(
+    model: PreTrainedModel,
+    batch: Tensor,
+    first: int,
+    observer: BlockObserver | None,
+    size: BatchSize,
+) -> Tensor:
+    """Sum the negative log-likelihood of (batch, window) tokens from `first`, in fp64.
+
+    The sum is on the device: the host does not wait for it.
+
+    `first` is at least 1. The observer sees the positions once all windows have passed the model,
+    so that a smaller batch repeats none of them.
+    """
     head = OutputHead.of(model)
     targets = batch[:, first:].flatten()
-    output: Any = trunk(input_ids=batch, use_cache=False)
-    hidden = output.last_hidden_state[:, first - 1 : -1].flatten(0, 1)
-    total = torch.zeros((), dtype=torch.float64)
+    hidden = size.repeat(lambda windows: _final_states(model, batch, first, windows))
+    total = torch.zeros((), dtype=torch.float64, device=batch.device)
     for start in range(0, len(targets), head.logit_rows):
         rows = slice(start, start + head.logit_rows)
         # Computed once for the loss and the observer: over 262k tokens a softmax costs as much as
         # the output head.
         predicted = head.log_probabilities(hidden[rows])
-        total -= predicted.gather(1, targets[rows].unsqueeze(1)).double().sum().cpu()
+        total -= predicted.gather(1, targets[rows].unsqueeze(1)).double().sum()
         if observer is not None:
             observer(hidden[rows], predicted)
     return total

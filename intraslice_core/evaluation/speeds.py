@@ -6,7 +6,8 @@ from pathlib import Path
 
 from intraslice_core.config import EvaluationConfig
 from intraslice_core.device import keeps_few_kernels
-from intraslice_core.errors import MeasurementError
+from intraslice_core.device_memory import out_of_device_memory, says_out_of_memory
+from intraslice_core.errors import IntraSliceError, MeasurementError
 from intraslice_core.evaluation import speed_process
 from intraslice_core.evaluation.clean_process import PACKAGES_DIRECTORY, CleanProcess
 from intraslice_core.evaluation.timing import compare_speeds
@@ -35,7 +36,7 @@ def compare_speeds_apart(
     process = CleanProcess(
         program=speed_process.__file__,
         arguments=[str(PACKAGES_DIRECTORY)],
-        make_error=lambda reason: MeasurementError(f"speed could not be measured: {reason}"),
+        make_error=_error,
     )
     request = {
         "dense": str(dense_dir.resolve()),
@@ -50,3 +51,10 @@ def compare_speeds_apart(
         speed and SpeedReport.model_validate(speed),
         tuple(LoadReport.model_validate(load) for load in reply["loads"]),
     )
+
+
+def _error(reason: str) -> IntraSliceError:
+    """Return the error of a process that could not measure the speed."""
+    if says_out_of_memory(reason):
+        return out_of_device_memory(reason, "evaluation.speed_grid")
+    return MeasurementError(f"speed could not be measured: {reason}")

@@ -21,6 +21,7 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from intraslice_core.device_memory import BatchSize
 from intraslice_core.errors import (
     ConfigurationError,
     IntraSliceError,
@@ -156,15 +157,23 @@ def score_tasks(
     Raises:
         TaskError: if the harness cannot score a task on this model.
         TokenizerError: if an example contains a token that the model has no embedding for.
+        OutOfDeviceMemoryError: if a single example does not fit the device.
         CompressionCancelledError: if the run is cancelled.
     """
     passes = _PassHooks(should_cancel, tokenizer)
+    size = BatchSize(
+        requested=tasks.batch_size,
+        setting="the number of examples per forward pass",
+        lower=FIELD,
+    )
     hooks = (
         model.register_forward_pre_hook(passes.before, with_kwargs=True),
         model.register_forward_hook(passes.after),
     )
     try:
-        results = _evaluate(model, tokenizer, tasks)
+        results = size.repeat(
+            lambda examples: _evaluate(model, tokenizer, tasks, examples), undo=passes.after
+        )
     except IntraSliceError:
         raise
     except (AssertionError, KeyError, NotImplementedError, TypeError, ValueError) as error:
@@ -183,7 +192,10 @@ def score_tasks(
 
 
 def _evaluate(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, tasks: OpenedTasks
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    tasks: OpenedTasks,
+    batch_size: int,
 ) -> Mapping[str, Any]:
     """Run the harness and return its results."""
     with _isolated_harness():
@@ -193,7 +205,7 @@ def _evaluate(
         for task in tasks.loaded["tasks"].values():
             task.set_fewshot_seed(seed=_SEED)  # otherwise the next model sees other shots
         results: Mapping[str, Any] = evaluate(
-            HFLM(pretrained=model, tokenizer=tokenizer, batch_size=tasks.batch_size),
+            HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size),
             dict(tasks.loaded),
             limit=tasks.limit,
             bootstrap_iters=_BOOTSTRAP,

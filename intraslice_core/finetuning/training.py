@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from intraslice_core.config import RecoveryConfig, Schedule
+from intraslice_core.device_memory import BatchSize
 from intraslice_core.errors import NumericalError
 from intraslice_core.finetuning.objective import Objective
 from intraslice_core.finetuning.processes import Processes
@@ -109,6 +110,11 @@ class Training:
         self._processes = processes
         self._optimizer = torch.optim.AdamW(
             self._parameters, lr=config.peak_learning_rate, weight_decay=config.weight_decay
+        )
+        self._batch = BatchSize(
+            requested=config.batch_size,
+            setting="compression.recover.batch_size",
+            lower="compression.recover.sequence_length",
         )
         self.state = TrainingState()
 
@@ -209,19 +215,41 @@ class Training:
         return loss
 
     def _backward(self, rows: Tensor) -> float:
-        """Sum the gradients of all batches of a step, over all processes; return the mean loss."""
+        """Sum the gradients of all batches of a step, over all processes; return the mean loss.
+
+        Where they do not fit the device, the step is repeated with twice as many batches of half
+        the size. Several processes cannot: each waits for the others in the last batch of a step.
+        """
         own = self._processes.rows(rows)
         # A process without a sequence in the last step takes part in its sum with weight 0.
         weight = self._processes.count / len(rows) if len(own) else 0.0
-        batches = torch.split(own if len(own) else rows[:1], self._config.batch_size)
+        sequences = own if len(own) else rows[:1]
+        if self._processes.count > 1:
+            total = self._summed_gradients(sequences, weight, self._batch.size)
+        else:
+            total = self._batch.repeat(
+                lambda size: self._summed_gradients(sequences, weight, size),
+                undo=self._optimizer.zero_grad,
+            )
+        return float(self._processes.total(total * bool(len(own)))) / len(rows)
+
+    def _summed_gradients(self, sequences: Tensor, weight: float, size: int) -> Tensor:
+        """Add the gradients of a process's sequences, and return the sum of their losses.
+
+        Args:
+            sequences: (n, sequence_length).
+            weight: factor on the loss in the gradients.
+            size: sequences in one batch.
+        """
+        batches = torch.split(sequences, size)
         total = torch.zeros((), dtype=torch.float32, device=self._device)
         for number, batch in enumerate(batches, start=1):
             complete = number == len(batches)
             with self._processes.accumulate(self._objective, complete=complete):
                 loss = self._objective(batch.to(self._device, torch.int64))
                 (loss * weight).backward()
-            total += loss.detach() * bool(len(own))
-        return float(self._processes.total(total)) / len(rows)
+            total += loss.detach()
+        return total
 
     def _require_finite(self, value: float, what: str) -> None:
         if not math.isfinite(value):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -61,6 +63,59 @@ def test_only_the_removal_service_deletes_objects() -> None:
                 text = file.read_text()
                 assert "store.delete(" not in text, file
                 assert "obstore.delete" not in text, file
+
+
+TRANSLATED_IN = "intraslice_core/device_memory.py"
+NO_TENSORS = {"intraslice_core/device.py": "parses the name of a device"}
+
+
+def catches(handler: ast.ExceptHandler, name: str) -> bool:
+    """Return whether a handler names an exception, by its last part."""
+    types = handler.type.elts if isinstance(handler.type, ast.Tuple) else [handler.type]
+    return any(
+        isinstance(kind, ast.Name | ast.Attribute) and ast.unparse(kind).split(".")[-1] == name
+        for kind in types
+    )
+
+
+def passes_on(handler: ast.ExceptHandler) -> bool:
+    """Return whether a handler begins with `if <something about memory>: raise`."""
+    first = handler.body[0]
+    return (
+        isinstance(first, ast.If)
+        and "memory" in ast.unparse(first.test)
+        and isinstance(first.body[0], ast.Raise)
+        and first.body[0].exc is None
+    )
+
+
+def handlers_of_runtime_errors(file: Path) -> list[tuple[int, bool]]:
+    """Return line of every handler of RuntimeError, and whether out-of-memory passes it."""
+    handlers = []
+    for node in ast.walk(ast.parse(file.read_text("utf-8"))):
+        if isinstance(node, ast.Try):
+            for number, handler in enumerate(node.handlers):
+                if catches(handler, "RuntimeError"):
+                    before = node.handlers[:number]
+                    taken = any(catches(other, "OutOfMemoryError") for other in before)
+                    handlers.append((handler.lineno, taken or passes_on(handler)))
+    return handlers
+
+
+def files_with_handlers() -> Iterator[str]:
+    """Yield the files of the engine that catch RuntimeError."""
+    for path in sorted((REPOSITORY / "intraslice_core").rglob("*.py")):
+        file = path.relative_to(REPOSITORY).as_posix()
+        if file in NO_TENSORS or file == TRANSLATED_IN or not handlers_of_runtime_errors(path):
+            continue
+        yield file
+
+
+@pytest.mark.parametrize("file", list(files_with_handlers()))
+def test_no_handler_of_runtime_errors_swallows_out_of_memory(file: str) -> None:
+    """`torch.OutOfMemoryError` is a RuntimeError, and only `device_memory` translates it."""
+    for line, passes in handlers_of_runtime_errors(REPOSITORY / file):
+        assert passes, f"{file}:{line}: catch torch.OutOfMemoryError before, and raise it"
 
 
 def test_only_settings_read_the_environment() -> None:

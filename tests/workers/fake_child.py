@@ -43,6 +43,13 @@ def finish(request: ChildRequest) -> None:
     send(FinishedMessage(report=REPORT))
 
 
+def tell_devices(request: ChildRequest) -> None:
+    """Write the GPUs that this process sees into the data directory."""
+    (work,) = (place for place in request.scratch.parents if place.name == "work")
+    (work.parent / "visible-devices").write_text(os.environ.get("CUDA_VISIBLE_DEVICES", "-"))
+    finish(request)
+
+
 def finish_on_signal_file(request: ChildRequest) -> None:
     while not request.checkpoint.with_name("go").exists():
         time.sleep(0.02)
@@ -53,6 +60,17 @@ def fail(_request: ChildRequest) -> None:
     send(
         FailedMessage(
             code="numerical", message="singular", layer=1, module="mlp", stage=Stage.COMPRESS
+        )
+    )
+
+
+def exceed_device(_request: ChildRequest) -> None:
+    send(
+        FailedMessage(
+            code="out_of_device_memory",
+            message="the device has too little memory",
+            field="compression.calibration.sequence_length",
+            stage=Stage.COMPRESS,
         )
     )
 
@@ -88,7 +106,9 @@ def babble(request: ChildRequest) -> None:
 BEHAVIOURS = {
     "finish": finish,
     "finish_on_signal_file": finish_on_signal_file,
+    "tell_devices": tell_devices,
     "fail": fail,
+    "exceed_device": exceed_device,
     "wait_for_stop": wait_for_stop,
     "ignore_stop": ignore_stop,
     "be_killed": be_killed,

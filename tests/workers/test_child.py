@@ -12,7 +12,7 @@ import pytest
 
 from intraslice_core import pipeline
 from intraslice_core.config import CompressionConfig, EvaluationConfig
-from intraslice_core.errors import NumericalError
+from intraslice_core.errors import NumericalError, OutOfDeviceMemoryError
 from tests.intraslice_core.tiny_models import tiny_llama
 from workers.child import Child
 from workers.messages import ChildRequest, FailedMessage, decode
@@ -67,6 +67,7 @@ def test_a_stop_before_the_start_is_a_cancellation(tmp_path: Path) -> None:
     [
         (NumericalError("singular", layer=3, module="mlp"), "numerical", 3),
         (MemoryError(), "out_of_memory", None),
+        (OutOfDeviceMemoryError("too little"), "out_of_device_memory", None),
         (ValueError("a bug"), "internal_error", None),
     ],
 )

@@ -1,0 +1,58 @@
+"""The tests with pretended devices pass, each file in a process of its own.
+
+A process must know of a pretended device before its first backward pass. To see single results:
+
+    python -m pytest tests/on_cuda tests/pretend_cuda
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.pretend_cuda.apart import DIRECTORIES
+
+pytestmark = pytest.mark.slow
+
+REPOSITORY = Path(__file__).parents[1]
+FILES = sorted(
+    file.relative_to(REPOSITORY).as_posix()
+    for directory in DIRECTORIES
+    for file in directory.glob("test_*.py")
+)
+_SECONDS = 240
+"""Longest duration of all of them together on two busy cores."""
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_a_file_passes_in_a_process_of_its_own(file: str) -> None:
+    environment = {
+        name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")
+    }
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", file]
+    done = subprocess.run(
+        command,
+        cwd=REPOSITORY,
+        env=environment | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=_SECONDS,
+    )
+    assert done.returncode == 0, done.stdout[-20_000:] + done.stderr[-2_000:]
+
+
+def test_other_sessions_do_not_collect_them() -> None:
+    command = [sys.executable, "-m", "pytest", "-q", "--collect-only", "-p", "no:cacheprovider"]
+    places = ["tests/on_cuda", "tests/pretend_cuda", "tests/architecture/test_laws.py"]
+    done = subprocess.run(
+        [*command, *places], cwd=REPOSITORY, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "test_laws.py" in done.stdout
+    assert "on_cuda" not in done.stdout
+    assert "test_pretend_cuda.py" not in done.stdout

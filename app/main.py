@@ -31,7 +31,9 @@ from app.api.routes import (
     keys,
     metrics,
     models,
+    reference,
     registry_hand_offs,
+    report_links,
     service,
     sweeps,
     uploads,
@@ -51,10 +53,12 @@ _ROUTERS = tuple(
     module.router
     for module in (
         home,
+        reference,
         health,
         metrics,
         jobs,
         registry_hand_offs,
+        report_links,
         event_stream,
         validations,
         sweeps,
@@ -96,6 +100,8 @@ def create_app(settings: Settings) -> FastAPI:
         title="IntraSlice",
         summary="Structured compression of large language models.",
         version=__version__,
+        docs_url=None,  # `routes.reference` serves it, without files of other servers
+        redoc_url=None,
         lifespan=lifespan,
         generate_unique_id_function=operation_id,
     )

@@ -35,14 +35,13 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from intraslice_core.checkpoints.reader import CheckpointReader
 from intraslice_core.checkpoints.sources import open_model
-from intraslice_core.config import CalibrationConfig, CompressionConfig, Target
+from intraslice_core.config import GGUF_FILES, CalibrationConfig, CompressionConfig, Target
 from intraslice_core.evaluation import transformers_process
 from intraslice_core.evaluation.verification import REFERENCE_FILE, write_reference
 from intraslice_core.export.gguf import write_gguf
 from intraslice_core.export.gguf_layout import family_layout
 from intraslice_core.export.gguf_vocabulary import read_vocabulary
 from intraslice_core.pipeline import compress_model
-from intraslice_core.publication import GGUF_FILES
 
 ROOT = Path(__file__).resolve().parents[1]
 TARGETS: tuple[Target, ...] = ("research", "adaptive", "stock")

@@ -153,7 +153,7 @@ def layer_moments(
                 dense = DensePass(layers, layer, states.shape[1], prefix_length)
                 at_once = sequences_at_once(BATCH, states.shape[1], dense.device)
                 for rows in torch.split(states, at_once):
-                    rows.copy_(dense.advance(rows))
+                    rows.copy_(dense.advance(rows.to(layers.device)))
                 width = dense.weights.up.weight.shape[0]
                 grams[group] = dense.moments.mlp[:width, :width]
             if layer in numbers:

@@ -28,7 +28,7 @@ from app.embedded.whole_service import service_at
 WIDE, NARROW = (1280, 860), (390, 860)
 JOB_SECONDS = 1800
 SHOWN = ("dashboard-new.png", "dashboard-running.png", "dashboard-sweep.png")
-ENDED = re.compile(r"succeeded|failed|cancelled")
+ENDED = re.compile("Succeeded|Failed|Cancelled")
 TEXT = "Support ticket: the printer is on fire, and what to do about it.\n" * 400
 Take = Callable[[Page, str], None]
 
@@ -45,10 +45,10 @@ def compress(page: Page, url: str, take: Take, directory: Path) -> Path:
     page.get_by_text(re.compile("layer 1[0-9] of ")).wait_for(timeout=1000 * JOB_SECONDS)
     take(page, "running")
     page.locator("h1 .state", has_text=ENDED).wait_for(timeout=1000 * JOB_SECONDS)
-    if "succeeded" not in page.locator("h1 .state").inner_text():
+    if "Succeeded" not in page.locator("h1 .state").inner_text():
         raise SystemExit(page.locator("main").inner_text())
     page.get_by_role("heading", name="Quality").wait_for()
-    page.get_by_role("heading", name="Files").wait_for()
+    page.get_by_role("heading", name="Use this model").wait_for()
     take(page, "job")
     with page.expect_download() as download:
         page.get_by_role("button", name="Download model").click()
@@ -63,10 +63,12 @@ def sweep(page: Page, url: str, take: Take) -> None:
     page.get_by_role("region", name="Jobs of the sweep").wait_for()
     page.get_by_role("checkbox", name="10 %").uncheck()
     page.get_by_text("Advanced settings").click()
+    page.locator("summary", has_text="Evaluation").click()
     for text in ("Chat (generated)", "Free text (generated)"):
         page.get_by_role("checkbox", name=text, exact=True).uncheck()
     page.get_by_label("Samples").fill("16")
     page.get_by_role("checkbox", name="Benchmark speed").uncheck()
+    page.locator("summary", has_text="Evaluation").click()
     page.get_by_text("Advanced settings").click()
     page.get_by_role("button", name="Start sweep (3 jobs)").wait_for()
     page.wait_for_timeout(1500)
@@ -81,22 +83,22 @@ def sweep(page: Page, url: str, take: Take) -> None:
 
 
 def manage(page: Page, url: str, take: Take, directory: Path) -> None:
-    """Upload a text, create a key, and visit the lists."""
-    page.goto(f"{url}/#/uploads")
+    """Upload a text, create a key, and visit the other views."""
+    page.goto(f"{url}/#/datasets")
     text = directory / "tickets.txt"
     text.write_text(TEXT)
     page.get_by_label("File", exact=True).set_input_files(text)
-    page.get_by_role("button", name="Upload").last.click()
+    page.get_by_role("button", name="Upload", exact=True).click()
     page.get_by_text("Upload complete.").wait_for()
-    take(page, "uploads")
+    take(page, "datasets")
     page.goto(f"{url}/#/keys")
     page.get_by_label("Key name").fill("nightly")
     page.get_by_role("button", name="Create key").click()
-    page.get_by_role("cell", name="nightly").wait_for()
+    page.get_by_role("cell", name="nightly", exact=True).wait_for()
     page.reload()
-    page.get_by_role("cell", name="nightly").wait_for()
+    page.get_by_role("cell", name="nightly", exact=True).wait_for()
     take(page, "keys")
-    for view in ("webhooks", "sweeps", "jobs"):
+    for view in ("models", "webhooks", "audit", "sweeps", "jobs"):
         page.goto(f"{url}/#/{view}")
         page.locator("h1").wait_for()
         page.wait_for_timeout(1000)

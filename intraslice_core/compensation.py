@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from intraslice_core import decoder_layer
+from intraslice_core import decoder_layer, linalg
 from intraslice_core.dampings import Dampings, choose_dampings, excess_error, unexplained
 from intraslice_core.decoder_layer import LayerSettings, LayerWeights, Linear, Norm
 from intraslice_core.linalg import WORKING_DTYPE
@@ -41,7 +41,7 @@ def project(moments: Moments, basis: Tensor) -> Moments:
     """Return the moments of `Pᵀz` from those of `z`; `basis` is `P`, (width, kept)."""
     wide = basis.to(moments.gram)
     return Moments(
-        gram=wide.mT @ moments.gram @ wide,
+        gram=linalg.product(linalg.product(wide.mT, moments.gram), wide),
         cross=wide.mT @ moments.cross,
         correction=wide.mT @ moments.correction,
         energy=moments.energy,

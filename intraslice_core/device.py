@@ -1,13 +1,15 @@
-"""Compute device and dtype, host memory for hidden states, and settings of the allocator.
+"""Compute device and dtype, memory for hidden states, and settings of the allocators.
 
-Sections: dtypes by name, resolution of the device and dtype settings, storage of hidden states in
-memory or in mapped files, and bounds on the memory that glibc and oneDNN keep.
+Sections: dtypes by name, resolution of the device and dtype settings, precision of products,
+storage of hidden states on the device, in memory or in mapped files, and bounds on the memory that
+allocators and oneDNN keep.
 """
 
 from __future__ import annotations
 
 import ctypes
 import errno
+import gc
 import math
 import os
 import re
@@ -16,10 +18,19 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
+from typing import Any, Protocol
 
+import psutil  # type: ignore[import-untyped]
 import torch
 from torch import Tensor
 
+from intraslice_core.accelerators import (
+    DEVICE_HINT,
+    FactorisationPath,
+    GpuClass,
+    gpu_class,
+    unsupported_device,
+)
 from intraslice_core.errors import ConfigurationError, InsufficientDiskError, NumericalError
 
 # -- dtypes by name ------------------------------------------------------------------------------
@@ -61,19 +72,30 @@ _CPU_FACTS = Path("/proc/cpuinfo")
 def resolve_device(name: str) -> torch.device:
     """Return the device of a setting; `auto` is CUDA if available, else the CPU.
 
+    AMD GPUs are CUDA devices in torch. Apple and Intel GPUs are rejected by name: no line of the
+    engine has run on one, and Apple's have no float64 (docs/method.md, section 2).
+
     Raises:
-        ConfigurationError: if torch does not support the name or the machine has no such device.
+        ConfigurationError: if the engine does not support the device, torch does not know it, or
+            the machine has no such device.
     """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    reason = unsupported_device(name)
+    if reason is not None:
+        raise ConfigurationError(reason, field="device", hint=DEVICE_HINT)
     try:
         device = torch.device(name)
     except RuntimeError as error:
         raise ConfigurationError(
-            f"torch does not support device {name!r}",
-            field="device",
-            hint="use auto, cpu, cuda or cuda:N",
+            f"torch does not support device {name!r}", field="device", hint=DEVICE_HINT
         ) from error
+    if device.type not in ("cpu", "cuda"):
+        raise ConfigurationError(
+            f"device {name!r} is not supported: the engine was never run on one",
+            field="device",
+            hint=DEVICE_HINT,
+        )
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise ConfigurationError(
             f"device {name!r} does not exist: "
@@ -87,40 +109,76 @@ def resolve_device(name: str) -> torch.device:
 def resolve_dtype(name: str, device: torch.device, stored: torch.dtype) -> torch.dtype:
     """Return the compute dtype of a setting on `device` for weights stored as `stored`.
 
-    `auto` keeps the stored dtype on accelerators. On a CPU it is float32, unless the CPU computes
-    in bfloat16 natively: emulated bfloat16 was measured five times slower than float32.
+    `auto` keeps the stored dtype on accelerators that compute it, except that float64 becomes
+    float32. Weights of bfloat16 are computed in float32 where bfloat16 would be emulated: on GPUs
+    older than Ampere, and on most CPUs, where it was measured five times slower than float32.
+    Other weights are computed in float32 on a CPU.
 
     Raises:
-        ConfigurationError: if `name` is not a compute dtype.
+        ConfigurationError: if `name` is not a compute dtype, or a GPU does not compute it.
     """
-    if name != "auto":
-        try:
-            return COMPUTE_DTYPES[name]
-        except KeyError:
-            raise ConfigurationError(
-                f"unknown compute dtype {name!r}",
-                field="dtype",
-                hint=f"use auto, {', '.join(COMPUTE_DTYPES)}",
-            ) from None
-    if device.type != "cpu":
-        return stored
-    if stored == torch.bfloat16 and cpu_computes_bfloat16():
-        return torch.bfloat16
-    return torch.float32
+    if name == "auto":
+        return _automatic_dtype(device, stored)
+    if name not in COMPUTE_DTYPES:
+        raise ConfigurationError(
+            f"unknown compute dtype {name!r}",
+            field="dtype",
+            hint=f"use auto, {', '.join(COMPUTE_DTYPES)}",
+        )
+    dtype = COMPUTE_DTYPES[name]
+    # A CPU emulates it correctly, if slowly; kernels of old GPUs lack it one by one.
+    if dtype == torch.bfloat16 and device.type != "cpu" and not computes_bfloat16(device):
+        raise ConfigurationError(
+            f"{device_class(device)} does not compute in bfloat16",
+            field="dtype",
+            hint="use auto or float32, or float16 if no activation exceeds 65504",
+        )
+    return dtype
+
+
+def _automatic_dtype(device: torch.device, stored: torch.dtype) -> torch.dtype:
+    if stored == torch.bfloat16:
+        return stored if computes_bfloat16(device) else torch.float32
+    if device.type == "cpu" or stored not in COMPUTE_DTYPES.values():
+        return torch.float32
+    return stored
+
+
+def computes_bfloat16(device: torch.device) -> bool:
+    """Report whether the device has instructions for products of bfloat16."""
+    gpu = gpu_class_of(device)
+    return cpu_computes_bfloat16() if gpu is None else gpu.has_bfloat16
+
+
+def gpu_class_of(device: torch.device) -> GpuClass | None:
+    """Return the class of a GPU by its compute capability; None for a CPU."""
+    if device.type == "cpu":
+        return None
+    architecture = None
+    if torch.version.hip is not None:
+        architecture = torch.cuda.get_device_properties(device).gcnArchName
+    return gpu_class(torch.cuda.get_device_capability(device), architecture)
+
+
+def factorisation_path(device: torch.device) -> FactorisationPath:
+    """Return the precision of factorisations of wide matrices on a device."""
+    gpu = gpu_class_of(device)
+    return "float64" if gpu is None else gpu.path
 
 
 @contextmanager
-def advising_bfloat16(dtype: torch.dtype) -> Iterator[None]:
+def advising_bfloat16(dtype: torch.dtype, device: torch.device) -> Iterator[None]:
     """Add a hint to a `NumericalError` about non-finite values that arises in float16.
 
-    The largest float16 is 65504; activations of many models exceed it, and bfloat16 has float32's
-    range.
+    The largest float16 is 65504; activations of many models exceed it. bfloat16 and float32 have
+    the same range; the hint names bfloat16 where the device computes it.
     """
     try:
         yield
     except NumericalError as error:
         if dtype == torch.float16 and error.hint is None and _NON_FINITE.search(error.message):
-            error.hint = "float16 overflows above 65504: compute in bfloat16 (dtype bfloat16)"
+            wider = "bfloat16" if device.type == "cpu" or computes_bfloat16(device) else "float32"
+            error.hint = f"float16 overflows above 65504: compute in {wider} (dtype {wider})"
         raise
 
 
@@ -149,18 +207,102 @@ def cpu_computes_bfloat16() -> bool:
     return not words.isdisjoint(_FAST_BFLOAT16_FLAGS)
 
 
+# -- precision of products --------------------------------------------------------------------
+
+
 @contextmanager
 def bfloat16_products() -> Iterator[None]:
-    """Allow float32 matrix products to use bfloat16 factors with float32 sums."""
+    """Allow float32 matrix products to use bfloat16 factors with float32 sums.
+
+    For factors whose values are bfloat16. A GPU multiplies them as TF32, whose 11 significant bits
+    hold them exactly.
+    """
+    with _matmul_precision("medium"):
+        yield
+
+
+@contextmanager
+def exact_products(dtype: torch.dtype, device: torch.device) -> Iterator[None]:
+    """Allow float32 products the fastest arithmetic in which values of `dtype` are exact.
+
+    bfloat16 has 8 significant bits and float16 has 11, as many as TF32, which is used for both on a
+    GPU. A CPU would round float16 to bfloat16, so that it multiplies them in float32. Products of
+    float32 values stay in float32 everywhere: TF32 would drop 13 of their bits.
+    """
+    if dtype == torch.bfloat16:
+        precision = "medium"
+    else:
+        precision = "high" if dtype == torch.float16 and device.type == "cuda" else "highest"
+    with _matmul_precision(precision):
+        yield
+
+
+@contextmanager
+def full_float32() -> Iterator[None]:
+    """Compute float32 products in float32, without TF32 on a GPU and without bfloat16 on a CPU."""
+    with _matmul_precision("highest"):
+        yield
+
+
+@contextmanager
+def _matmul_precision(precision: str) -> Iterator[None]:
     before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("medium")
+    torch.set_float32_matmul_precision(precision)
     try:
         yield
     finally:
         torch.set_float32_matmul_precision(before)
 
 
+@contextmanager
+def repeatable_arithmetic(device: torch.device) -> Iterator[None]:
+    """Compute in full float32 and, on a GPU, by deterministic kernels where torch has them.
+
+    Where it has none it warns and goes on: a run must not end after an hour for lack of a kernel.
+    What this promises is in docs/method.md, section 2. A CPU needs no such kernels.
+    """
+    mode = torch.get_deterministic_debug_mode()
+    settings: Any = torch.utils.deterministic
+    fills = settings.fill_uninitialized_memory
+    with full_float32():
+        try:
+            if device.type == "cuda" and mode == 0:
+                # Unlike `use_deterministic_algorithms`, it does not import torch's compiler.
+                torch.set_deterministic_debug_mode("warn")
+                # It only makes bugs visible, and costs a pass over every new tensor.
+                settings.fill_uninitialized_memory = False
+            yield
+        finally:
+            torch.set_deterministic_debug_mode(mode)
+            settings.fill_uninitialized_memory = fills
+
+
 # -- storage of hidden states ---------------------------------------------------------------------
+
+
+class TensorMemory(Protocol):
+    """Allocator of large tensors, such as the hidden states of many sequences."""
+
+    def empty(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+        """Return a contiguous, uninitialised tensor."""
+
+    def copy(self, tensor: Tensor) -> Tensor:
+        """Return a copy of a tensor in newly allocated storage."""
+
+
+class DeviceMemory:
+    """Allocator of tensors on the compute device."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+
+    def empty(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+        """Return a contiguous, uninitialised tensor on the device."""
+        return torch.empty(*shape, dtype=dtype, device=self._device)
+
+    def copy(self, tensor: Tensor) -> Tensor:
+        """Return a copy of a tensor on the device."""
+        return self.empty(tensor.shape, tensor.dtype).copy_(tensor)
 
 
 class HostMemory:
@@ -173,11 +315,16 @@ class HostMemory:
     Args:
         directory: directory of the files; None allocates in memory.
         memory_bytes: bytes to allocate in memory before files are used.
+        page_locked: allocate memory that a GPU reads and writes while it computes, as long as
+            enough other memory is left. Files are never locked.
     """
 
-    def __init__(self, directory: Path | None = None, *, memory_bytes: int = 0) -> None:
+    def __init__(
+        self, directory: Path | None = None, *, memory_bytes: int = 0, page_locked: bool = False
+    ) -> None:
         self._directory = directory
         self._memory_bytes = memory_bytes
+        self._page_locked = page_locked
 
     def empty(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
         """Return a contiguous, uninitialised tensor on the CPU.
@@ -188,7 +335,8 @@ class HostMemory:
         elements = math.prod(shape)
         size = elements * dtype.itemsize
         if self._directory is None:
-            return torch.empty(*shape, dtype=dtype)
+            locked = self._page_locked and _can_be_locked(size)
+            return torch.empty(*shape, dtype=dtype, pin_memory=locked)
         if size <= self._memory_bytes:
             self._memory_bytes -= size
             return torch.empty(*shape, dtype=dtype)
@@ -232,6 +380,15 @@ class HostMemory:
         finally:
             os.close(handle)
         return Path(name)
+
+
+def _can_be_locked(size: int) -> bool:
+    """Return whether a page-locked tensor leaves half of the available memory to everything else.
+
+    torch rounds page-locked allocations up to a power of two.
+    """
+    rounded = 1 << max(size - 1, 0).bit_length()
+    return rounded <= int(psutil.virtual_memory().available) // 2
 
 
 # -- bounds on kept memory -----------------------------------------------------------------------
@@ -280,6 +437,13 @@ def bound_allocator() -> None:
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
         mallopt(_MMAP_THRESHOLD, _SEPARATE_MAPPING_BYTES)
+
+
+def release_memory() -> None:
+    """Return unused memory of the device and of the host, before another process needs it."""
+    gc.collect()
+    torch.cuda.empty_cache()
+    return_free_memory()
 
 
 def return_free_memory() -> None:

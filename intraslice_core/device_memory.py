@@ -182,6 +182,13 @@ class BatchSize:
             )
 
 
+def free_device_memory(device: torch.device) -> int:
+    """Return the bytes of a GPU that this process can still allocate."""
+    free, _ = torch.cuda.mem_get_info(device)
+    cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return free + cached
+
+
 def has_room_to_spare(device: torch.device) -> bool:
     """Report whether the largest use of a device so far leaves a fifth of its available memory.
 

@@ -1,12 +1,14 @@
 """Hidden states of the calibration sequences, dense and compressed, and their pass through a layer.
 
-Both are kept in host memory and advanced in place, one module of a layer at a time.
+Both are advanced in place, one module of a layer at a time. They lie on the compute device where
+they fit (`residency`), else in host memory, and batches are copied while others are computed.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import zip_longest
 
 import torch
 from torch import Tensor
@@ -18,6 +20,7 @@ from intraslice_core.plan import Module
 from intraslice_core.selection.residual_parts import ResidualPartSelections
 from intraslice_core.sensitivity.layer_sensitivity import LayerSensitivity
 from intraslice_core.statistics_cache import DenseStates
+from intraslice_core.transfers import StagedTensor, transfers_for
 from intraslice_core.unit_removal import LayerUnits
 
 HELD_OUT_FRACTION = 8
@@ -44,7 +47,7 @@ Advance = Callable[[Tensor, LayerWeights], Tensor]
 
 @dataclass(kw_only=True)
 class HiddenStates:
-    """Hidden states of all calibration sequences, (samples, sequence, hidden_size), host memory."""
+    """Hidden states of all calibration sequences, (samples, sequence, hidden_size)."""
 
     compressed: Tensor
     """Hidden states of the model compressed so far."""
@@ -115,6 +118,9 @@ class LayerPass:
         self._states = states
         self._context = context
         self._passes_done = 0
+        self._following: slice | None = None
+        self._transfers = transfers_for([*states.tensors().values()], context.device)
+        self._stage()
         self._kept_inner: dict[int, Tensor] = {}
         self._kept_inner_bytes = 0
 
@@ -124,11 +130,31 @@ class LayerPass:
         """Yield batches of sequences; no batch mixes held-out sequences with others."""
         size, total = self._batch_size, self._states.compressed.shape[0]
         border = total - self._held_out_sequences
-        starts = [*range(0, border, size), *range(border, total, size)]
-        for start in starts:
-            self._context.before_batch((self._passes_done + start / total) / self._passes)
-            yield slice(start, min(start + size, border if start < border else total))
+        batches = [
+            *(slice(start, min(start + size, border)) for start in range(0, border, size)),
+            *(slice(start, min(start + size, total)) for start in range(border, total, size)),
+        ]
+        self._stage()
+        try:
+            for rows, self._following in zip_longest(batches, batches[1:]):
+                self._context.before_batch((self._passes_done + rows.start / total) / self._passes)
+                yield rows
+        finally:
+            self._complete()
         self._passes_done += 1
+
+    def _stage(self) -> None:
+        """Let the next pass read the hidden states where they are now, and free copied batches."""
+        dense, device = self._states.dense, self._context.device
+        self._compressed = StagedTensor(self._states.compressed, device, self._transfers)
+        self._dense_states = None if dense is None else StagedTensor(dense, device, self._transfers)
+
+    def _complete(self) -> None:
+        """Wait until hidden states in host memory are complete."""
+        if self._transfers is not None:
+            self._transfers.wait()
+        self._following = None
+        self._stage()
 
     @property
     def _batch_size(self) -> int:
@@ -177,11 +203,21 @@ class LayerPass:
 
     def compressed(self, rows: slice) -> Tensor:
         """Return a batch of the compressed hidden states on the compute device."""
-        return self._states.compressed[rows].to(self._context.device)
+        return self._compressed.read(rows, self._following)
 
     def store_compressed(self, rows: slice, hidden: Tensor) -> None:
-        """Write a batch of the compressed hidden states back to host memory."""
-        self._states.compressed[rows] = hidden.to(self._states.compressed.device)
+        """Replace a batch of the compressed hidden states; it must not be changed afterwards."""
+        self._compressed.write(rows, hidden)
+
+    def store_into(self, target: Tensor, rows: slice, hidden: Tensor) -> None:
+        """Replace a batch of another view of the storage of the compressed hidden states.
+
+        Args:
+            target: (samples, sequence, width), on the device of the hidden states.
+            rows: of the batch.
+            hidden: (batch, sequence, width); must not be changed afterwards.
+        """
+        self._compressed.write_to(target, rows, hidden)
 
     def after_attention(self, hidden: Tensor, weights: LayerWeights) -> Tensor:
         """Return the hidden states after the attention, from the layer's input."""
@@ -256,14 +292,13 @@ class LayerPass:
         Returns:
             Those after the module, on the compute device; None for methods that do not use them.
         """
-        dense = self._states.dense
-        if dense is None:
+        if self._dense_states is None:
             return None
-        hidden = dense[rows].to(self._context.device)
+        hidden = self._dense_states.read(rows, self._following)
         if not restored:
             hidden = advance(hidden, self._dense)
             if self._is_stored_after(module):
-                dense[rows] = hidden.to(dense.device)
+                self._dense_states.write(rows, hidden)
         return hidden
 
     # -- replay ----------------------------------------------------------------------------

@@ -23,7 +23,7 @@ from intraslice_core.checkpoints.reader import CheckpointReader
 from intraslice_core.config import CompressionConfig
 from intraslice_core.content_key import content_key
 from intraslice_core.decoder_layer import residual_parts, with_residual_parts
-from intraslice_core.device import HostMemory, rounding_class
+from intraslice_core.device import HostMemory, TensorMemory, rounding_class
 from intraslice_core.device_memory import (
     BatchSize,
     has_room_to_spare,
@@ -75,7 +75,7 @@ class CompressionWork:
     """Tokens that every calibration sequence begins with (`calibration.text_prefix`)."""
     statistics: ModelStatistics | None
     resume_state: ResumeState | None
-    memory: HostMemory
+    memory: TensorMemory
     """Memory for the hidden states and for the sensitivity measurement."""
     batch: BatchSize
     """Sequences per forward pass, which any stage may lower.
@@ -86,7 +86,7 @@ class CompressionWork:
 
     @property
     def layers(self) -> DenseLayerReader:
-        """Return a reader of the dense model's layers."""
+        """Return a new reader of the dense model's layers, for one pass or several."""
         return DenseLayerReader(self.reader, self.device, self.dtype, self.memory)
 
     @property
@@ -127,6 +127,7 @@ class LayerLoop:
 
     def __init__(self, work: CompressionWork, tokens: Tensor, shapes: Shapes, run: Run) -> None:
         self._work = work
+        self._layers = work.layers
         self._shapes = shapes
         self._run = run
         tokens, left_out = _grouped(work, tokens)
@@ -214,11 +215,11 @@ class LayerLoop:
     # -- hidden states ---------------------------------------------------------------------
 
     def _embed(self, tokens: Tensor, left_out: int) -> HiddenStates:
-        """Return the embedded sequences, in host memory and compute dtype."""
+        """Return the embedded sequences, in compute dtype."""
         work = self._work
         hidden = work.memory.empty((*tokens.shape, work.geometry.hidden_size), work.dtype)
         for row, sequence in enumerate(tokens):
-            hidden[row] = work.layers.embed(sequence)
+            hidden[row] = self._layers.embed(sequence)
         return HiddenStates(
             compressed=hidden,
             dense=work.memory.copy(hidden) if work.method.dense_target else None,
@@ -247,7 +248,7 @@ class LayerLoop:
         if self._is_passed_on(layer):
             return self._pass_on(layer)
         message = _describe_sizes(geometry, plan)
-        outcome = self._compressor(layer, message).run()
+        outcome = self._compressor(layer, message, self._layers.weights(layer)).run()
         self._require_finite(layer)
         return FinishedLayer(
             tensors=self._stored(layer, outcome.weights),
@@ -261,15 +262,17 @@ class LayerLoop:
     def _pass_on(self, layer: int) -> FinishedLayer:
         """Return a layer that is removed or keeps its dense weights, past which states move."""
         started, work = time.perf_counter(), self._work
-        plan, weights = self._shapes.plan.layers[layer], work.layers.weights(layer)
+        plan, dense = self._shapes.plan.layers[layer], self._layers.weights(layer)
         message = "removed" if plan.is_removed else "unchanged"
         self._report(layer, message, 0.0)
+        weights = dense
         if plan.is_removed:
-            weights, pairs = slicing.remove_layer(weights), slicing.no_pairs(work.device)
+            weights, pairs = slicing.remove_layer(dense), slicing.no_pairs(work.device)
         else:
             pairs = torch.arange(work.geometry.rotary_pairs)
             pairs = pairs.expand(work.geometry.num_key_value_heads, -1)
-        self._compressor(layer, message).replay(slicing.rounded_to(weights, work.stored_dtype))
+        rounded = slicing.rounded_to(weights, work.stored_dtype)
+        self._compressor(layer, message, dense).replay(rounded)
         self._require_finite(layer)
         return FinishedLayer(
             tensors={} if plan.is_removed else self._stored(layer, weights),
@@ -291,14 +294,15 @@ class LayerLoop:
         }
 
     def _replay(self, layer: int, finished: FinishedLayer) -> None:
-        self._compressor(layer, "resumed").replay(self._weights(layer, finished))
+        dense = self._layers.weights(layer)
+        self._compressor(layer, "resumed", dense).replay(self._weights(layer, finished, dense))
         self._require_finite(layer)
 
-    def _weights(self, layer: int, finished: FinishedLayer) -> LayerWeights:
+    def _weights(self, layer: int, finished: FinishedLayer, dense: LayerWeights) -> LayerWeights:
         work = self._work
         prefix, plan = layer_prefix(layer), self._shapes.plan.layers[layer]
         if plan.is_removed:
-            return slicing.remove_layer(work.layers.weights(layer))
+            return slicing.remove_layer(dense)
         tensors = {name.removeprefix(prefix): tensor for name, tensor in finished.tensors.items()}
         weights = layer_weights(tensors, plan.num_key_value_heads, work.device, work.dtype)
         if finished.residual_parts:
@@ -307,16 +311,16 @@ class LayerLoop:
             return weights
         return replace(weights, rotary_pairs=finished.kept_pairs.to(work.device))
 
-    def _compressor(self, layer: int, message: str) -> LayerCompressor:
+    def _compressor(self, layer: int, message: str, dense: LayerWeights) -> LayerCompressor:
         return LayerCompressor(
-            self._work.layers.weights(layer),
+            dense,
             self._shapes.plan.layers[layer],
             self._hidden_states,
             self._context(layer, message),
         )
 
     def _context(self, layer: int, message: str) -> LayerContext:
-        work, states, dense = self._work, self._hidden_states, self._work.layers
+        work, states, dense = self._work, self._hidden_states, self._layers
         sensitivity, units = self._shapes.sensitivity, self._shapes.units
         parts = self._shapes.residual_parts
         return LayerContext(
@@ -358,7 +362,8 @@ class LayerLoop:
         return all(shape == dense for shape in plan.layers[first : layer + 1])
 
     def _require_finite(self, layer: int) -> None:
-        if not torch.isfinite(self._hidden_states.compressed[-1]).all():
+        last = self._hidden_states.compressed[-1].to(self._work.device)
+        if not torch.isfinite(last).all():
             raise NumericalError(
                 "the compressed hidden states contain NaN or infinity", layer=layer
             )

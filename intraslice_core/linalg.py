@@ -1,31 +1,114 @@
 """Damped factorisations; the only module that factorises (docs/method.md, section 2).
 
-Every function symmetrises its input, works in float64 and uses the same ladder of dampings. NaN
-and infinity are never replaced: a matrix that cannot be factorised raises a `NumericalError`.
+Every function symmetrises its input, returns float64 and uses the same ladder of dampings. NaN and
+infinity are never replaced: a matrix that cannot be factorised raises a `NumericalError`. An error
+for lack of memory passes unchanged.
+
+Factorisations are in float64. On GPUs whose float64 is slow, those of single matrices of at least
+`MIXED_WIDTH` rows are in float32, refined and checked (`mixed_precision`), and in float64 where the
+check fails. Batches are of heads, whose matrices are small.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 
 import torch
 from torch import Tensor
 
+from intraslice_core.device import factorisation_path
 from intraslice_core.errors import NumericalError
+from intraslice_core.mixed_precision import (
+    RoundedFactor,
+    System,
+    refined_eigenbasis,
+    rounded_factor,
+    rounded_product,
+)
 
 WORKING_DTYPE = torch.float64
 LADDER_FACTOR = 10.0
 LADDER_STEPS = 4
+MIXED_WIDTH = 1024
+"""Rows from which float32 saves time where float64 is slow.
+
+A smaller matrix takes a GPU a few milliseconds in float64 even at 1/64 of the rate of float32.
+"""
+
+_forced_width: ContextVar[int | None] = ContextVar("forced_width", default=None)
 
 
-@dataclass(frozen=True, kw_only=True)
+@contextmanager
+def mixed_precision(width: int = 1) -> Iterator[None]:
+    """Factorise matrices of at least `width` rows in float32 with refinement, on any device.
+
+    For tests and measurements; otherwise the device decides.
+    """
+    token = _forced_width.set(width)
+    try:
+        yield
+    finally:
+        _forced_width.reset(token)
+
+
+def _is_mixed(matrix: Tensor) -> bool:
+    """Report whether a matrix, (…, n, n), is factorised in float32 first."""
+    return matrix.dim() == 2 and _is_wide(len(matrix), matrix.device)
+
+
+def _is_wide(width: int, device: torch.device) -> bool:
+    """Report whether operations on matrices of a width are in float32 on a device."""
+    forced = _forced_width.get()
+    if forced is not None:
+        return width >= forced
+    return width >= MIXED_WIDTH and factorisation_path(device) == "mixed"
+
+
+@contextmanager
+def _numerical_errors(what: str) -> Iterator[None]:
+    """Raise a `NumericalError` for torch's error, unless it is for lack of memory."""
+    try:
+        yield
+    except RuntimeError as error:
+        if _lacks_memory(error):
+            raise
+        raise NumericalError(f"{what} failed: {error}") from error
+
+
+def _lacks_memory(error: RuntimeError) -> bool:
+    """Report whether an error is an allocator's; CUDA's libraries have no type for theirs."""
+    text = str(error)
+    return isinstance(error, torch.OutOfMemoryError) or any(
+        words in text for words in ("ALLOC_FAILED", "out of memory", "not enough memory")
+    )
+
+
 class Factor:
-    """A damped Cholesky factor and its damping."""
+    """A damped Cholesky factor and its damping.
 
-    cholesky: Tensor
-    """Lower factor of `gram + damping * D`, (…, n, n), float64; see `DampedMatrix` for `D`."""
-    damping: float
-    """Relative damping of the rung that succeeded."""
+    It solves for `gram + damping * D`; see `DampedMatrix` for `D`.
+
+    Args:
+        damping: relative damping of the rung that succeeded.
+        factor: lower factor in float64, (…, n, n), or one in float32 with the matrix itself, from
+            which the one in float64 is made where it is needed.
+    """
+
+    def __init__(self, *, damping: float, factor: Tensor | RoundedFactor) -> None:
+        self.damping = damping
+        self._factor = factor
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Data type of the factorisation: float64, or float32 if its results are refined."""
+        return self._factor.dtype if isinstance(self._factor, Tensor) else self._factor.lower.dtype
+
+    @property
+    def cholesky(self) -> Tensor:
+        """Lower factor, (…, n, n), float64, of the precision of `dtype`."""
+        return self._factor if isinstance(self._factor, Tensor) else self._factor.exact()
 
     def solve(self, right: Tensor) -> Tensor:
         """Solve the damped system for the right-hand sides `right`, (…, n, m).
@@ -36,16 +119,89 @@ class Factor:
         Raises:
             NumericalError: if the solution is not finite.
         """
-        solution = torch.cholesky_solve(right.to(WORKING_DTYPE), self.cholesky)
+        right, solution = right.to(WORKING_DTYPE), None
+        with _numerical_errors("the solution of a linear system"):
+            if isinstance(self._factor, RoundedFactor):
+                solution = self._factor.solve(right)
+            if solution is None:
+                solution = torch.cholesky_solve(right, self._in_float64())
         return require_finite(solution, "the solution of a linear system")
 
+    def refit_leading(self, rows: Tensor, keep: int) -> Tensor:
+        """Return the first rows of a projection after they make up for the others.
+
+        With the damped matrix `L Lᵀ` that is `W[:k] + L[:k, :k]⁻ᵀ L[k:, :k]ᵀ W[k:]`.
+
+        Args:
+            rows: `W`, (n, m), float64.
+            keep: `k`.
+
+        Returns:
+            (keep, m), float64.
+
+        Raises:
+            NumericalError: if they are not finite.
+        """
+        change = None
+        with _numerical_errors("the solution of a linear system"):
+            if isinstance(self._factor, RoundedFactor):
+                coupling = self._factor.system.matrix[:keep, keep:]
+                change = self._factor.leading(keep).solve(product(coupling, rows[keep:]))
+            if change is None:
+                lower = self._in_float64()
+                right = lower[keep:, :keep].mT @ rows[keep:]
+                change = torch.linalg.solve_triangular(lower[:keep, :keep].mT, right, upper=True)
+        return require_finite(rows[:keep] + change, "the solution of a linear system")
+
     def inverse(self) -> Tensor:
-        """Return the inverse of the damped matrix, (…, n, n), float64.
+        """Return the inverse of the damped matrix, (…, n, n), computed in float64.
 
         Raises:
             NumericalError: if it is not finite.
         """
-        return require_finite(torch.cholesky_inverse(self.cholesky), "an inverse")
+        with _numerical_errors("an inversion"):
+            inverse = torch.cholesky_inverse(self._in_float64())
+        return require_finite(inverse, "an inverse")
+
+    def rounded_inverse(self) -> Tensor | None:
+        """Return the inverse in float32, (n, n).
+
+        Returns:
+            None if the factor is in float64, or not precise enough for an inverse.
+
+        Raises:
+            NumericalError: if it is not finite.
+        """
+        if isinstance(self._factor, Tensor):
+            return None
+        with _numerical_errors("an inversion"):
+            inverse = self._factor.inverse()
+        return None if inverse is None else require_finite(inverse, "an inverse")
+
+    def inverts(self, inverse: Tensor, rows: Tensor) -> bool:
+        """Report whether `inverse`, (k, k), float32, is that of the given rows and columns.
+
+        Args:
+            inverse: made from `rounded_inverse` by eliminating the other rows.
+            rows: (k,), int64.
+        """
+        assert isinstance(self._factor, RoundedFactor)
+        return self._factor.inverts(inverse, rows)
+
+    def _in_float64(self) -> Tensor:
+        """Return the lower factor in float64, made again if it was rounded.
+
+        Raises:
+            NumericalError: if the matrix is not positive definite.
+        """
+        if isinstance(self._factor, RoundedFactor):
+            factor = _cholesky(self._factor.system.dense())
+            if factor is None:
+                raise NumericalError(
+                    f"a Gram matrix is not positive definite with damping {self.damping:g}"
+                )
+            self._factor = factor
+        return self._factor
 
 
 def require_finite(tensor: Tensor, what: str) -> Tensor:
@@ -115,10 +271,12 @@ class DampedMatrix:
         """
         rung, diagonal = damping, self._matrix.diagonal(dim1=-2, dim2=-1)
         for _ in range(LADDER_STEPS + 1):
-            diagonal.copy_(self._diagonal + rung * self.scale)
-            factor, failed = torch.linalg.cholesky_ex(self._matrix)
-            if not failed.any() and torch.isfinite(factor.sum()):
-                return Factor(cholesky=factor, damping=rung)
+            damped = self._diagonal + rung * self.scale
+            diagonal.copy_(damped)
+            with _numerical_errors("a Cholesky factorisation"):
+                factor = self._factorise(damped)
+            if factor is not None:
+                return Factor(damping=rung, factor=factor)
             rung *= LADDER_FACTOR
         diagonal.copy_(self._diagonal)
         raise NumericalError(
@@ -127,6 +285,20 @@ class DampedMatrix:
             hint="if the rank is low, the calibration text is too uniform or too short: use text "
             "with more variety, or more tokens",
         )
+
+    def _factorise(self, damped: Tensor) -> Tensor | RoundedFactor | None:
+        """Return a factor of the matrix with the diagonal `damped`, (…, n); None if it has none."""
+        if _is_mixed(self._matrix):
+            rounded = rounded_factor(System(matrix=self._matrix, diagonal=damped))
+            if rounded is not None:
+                return rounded
+        return _cholesky(self._matrix)
+
+
+def _cholesky(matrix: Tensor) -> Tensor | None:
+    """Return the lower factor, (…, n, n), float64; None if a matrix is not positive definite."""
+    factor, failed = torch.linalg.cholesky_ex(matrix)
+    return None if failed.any() or not torch.isfinite(factor.sum()) else factor
 
 
 def damped_cholesky(gram: Tensor, damping: float, *, per_dimension: bool = False) -> Factor:
@@ -138,6 +310,44 @@ def damped_cholesky(gram: Tensor, damping: float, *, per_dimension: bool = False
     return DampedMatrix(gram, per_dimension=per_dimension).factor(damping)
 
 
+def product(left: Tensor, right: Tensor) -> Tensor:
+    """Multiply second moments, or weights, with weights.
+
+    Where factorisations are in float32, wide products are, too: moments are sums of float32
+    products, so that a further rounding of that size changes little. Differences of such products
+    that may cancel do not belong here.
+
+    Args:
+        left: (…, n, k), float64.
+        right: (k, m), float64.
+
+    Returns:
+        (…, n, m), float64.
+    """
+    if not _is_wide(right.shape[0], right.device):
+        return left @ right
+    return rounded_product(left, right)
+
+
+def solve(matrix: Tensor, right: Tensor, *, left: bool = True) -> Tensor:
+    """Solve small systems, which are blocks of a larger one, in their own data type.
+
+    Args:
+        matrix: (…, n, n).
+        right: (…, n, m) or (…, n); (…, m, n) unless `left`.
+        left: solve `matrix @ X = right`, else `X @ matrix = right`.
+
+    Returns:
+        Shape of `right`.
+
+    Raises:
+        NumericalError: if a matrix is singular.
+    """
+    with _numerical_errors("the solution of a linear system"):
+        solution: Tensor = torch.linalg.solve(matrix, right, left=left)
+    return solution
+
+
 def shrunken(gram: Tensor, share: float) -> Tensor:
     """Return `gram + share · diag(gram)`, (…, n, n): correlations shrunk by `1 / (1 + share)`."""
     result = gram.clone()
@@ -147,7 +357,8 @@ def shrunken(gram: Tensor, share: float) -> Tensor:
 
 def _numerical_rank(gram: Tensor) -> int:
     """Return the largest number of eigenvalues of (…, n, n) that exceed rounding errors."""
-    values = torch.linalg.eigvalsh(symmetrise(gram))
+    with _numerical_errors("an eigendecomposition"):
+        values = torch.linalg.eigvalsh(symmetrise(gram))
     floor = values.amax(-1, keepdim=True) * gram.shape[-1] * torch.finfo(torch.float32).eps
     return int((values > floor).sum(-1).max())
 
@@ -162,10 +373,10 @@ def eigenbasis(gram: Tensor) -> tuple[Tensor, Tensor]:
     Raises:
         NumericalError: if the matrix is not finite or the decomposition fails.
     """
-    try:
-        values, vectors = torch.linalg.eigh(symmetrise(gram))
-    except RuntimeError as error:
-        raise NumericalError(f"an eigendecomposition failed: {error}") from error
+    matrix = symmetrise(gram)
+    with _numerical_errors("an eigendecomposition"):
+        refined = refined_eigenbasis(matrix) if _is_mixed(matrix) else None
+        values, vectors = torch.linalg.eigh(matrix) if refined is None else refined
     return values.flip(-1).clamp_min(0), require_finite(vectors.flip(-1), "an eigenbasis")
 
 
@@ -207,4 +418,6 @@ def orthonormal_columns(matrix: Tensor) -> Tensor:
     Raises:
         NumericalError: if the result is not finite.
     """
-    return require_finite(torch.linalg.qr(matrix.to(WORKING_DTYPE)).Q, "an orthonormal basis")
+    with _numerical_errors("an orthonormal basis"):
+        basis = torch.linalg.qr(matrix.to(WORKING_DTYPE)).Q
+    return require_finite(basis, "an orthonormal basis")

@@ -1,7 +1,7 @@
 """The pipeline of a compression: open, calibrate, allocate, compress, verify, evaluate, publish.
 
-Weights are read one layer at a time, compressed, and written before the next is read; the hidden
-states of the calibration sequences stay in host memory.
+Weights are compressed and written one layer at a time, while the next is read from disk; the hidden
+states of the calibration sequences stay in memory, on a GPU where they fit.
 """
 
 from __future__ import annotations
@@ -41,12 +41,14 @@ from intraslice_core.config import (
     ModelLimits,
 )
 from intraslice_core.context_length import beyond_context, context_of
+from intraslice_core.cost_model import machine_rates
 from intraslice_core.cost_model.memory import dense_output_bytes
 from intraslice_core.device import (
-    HostMemory,
     advising_bfloat16,
     bound_allocator,
     device_class,
+    gpu_class_of,
+    repeatable_arithmetic,
     resolve_device,
     resolve_dtype,
     return_free_memory,
@@ -84,10 +86,12 @@ from intraslice_core.publication import (
     evaluate_staged,
     peak_memory,
     publish_staged,
+    reset_peak_memory,
     verify_staged,
     write_gguf_files,
 )
 from intraslice_core.reports.schema import CompressionReport
+from intraslice_core.residency import place_hidden_states
 from intraslice_core.residual_loop import ResidualLoop
 from intraslice_core.resume_state import FinishedLayer, ResumeState, ignore_saved
 from intraslice_core.run import OpenedModel, Run
@@ -155,11 +159,13 @@ def compress_model(  # noqa: PLR0913  # one call is the whole engine
         verify=verify,
         uploads=uploads,
     )
+    resolve_device(config.device)
     require_free_output(out)
     require_writable_directory(work_dir, "work_dir")
     require_writable_directory(offload_dir, "offload_dir")
     require_writable_directory(resume_state.directory if resume_state else None, "resume_dir")
     bound_allocator()
+    reset_peak_memory(resolve_device(config.device))
     with scratch_directory("intraslice-", work_dir) as scratch:
         run.warnings.extend(scratch.warnings)
         run.report(Stage.LOAD, f"opening {model}")
@@ -181,6 +187,7 @@ def compress_opened(
     Raises:
         IntraSliceError: one of the tree in `errors.py`; nothing is left in `out`.
     """
+    device = resolve_device(config.device)
     require_free_output(out)
     positions = learned_positions(read_json_object(dense.directory / CONFIG_FILE))
     require_lengths(positions, config, evaluation)
@@ -189,7 +196,7 @@ def compress_opened(
     context = context_of(read_json_object(dense.directory / CONFIG_FILE))
     run.warnings.extend(beyond_context(context, config, evaluation))
     run.shares = shares_of(recover=config.recover is not None)
-    with run.reporting(), staging_directory(out) as staging:
+    with repeatable_arithmetic(device), run.reporting(), staging_directory(out) as staging:
         run.warnings.extend(staging.warnings)
         staged = staging.directory / "checkpoint"
         if not run.verify:
@@ -213,7 +220,7 @@ def compress_opened(
             report = report.model_copy(update={"verified": verified})
         if evaluation is not None:
             pair = (dense.directory, staged)
-            measured = evaluate_staged(pair, report.config, evaluation, tasks, run)
+            measured = evaluate_staged(pair, report, evaluation, tasks, run)
             report = report.with_evaluation(measured)
         later = {"warnings": (*report.warnings, *run.warnings[reported:])}
         report = report.model_copy(update=later | {"seconds": time.perf_counter() - run.started})
@@ -257,15 +264,17 @@ def _compress_checkpoint(
             room += dense_output_bytes(work.geometry, evaluation, work.dtype.itemsize)
         ensure_disk_space(staged, room)
         machine = f"{device_class(work.device)} {work.dtype} {config.method}"
-        run.expect(work.geometry, config, evaluation, work.stored_dtype.itemsize, machine)
+        rates = machine_rates(gpu_class_of(work.device), work.dtype.itemsize)
+        run.expect(work.geometry, config, evaluation, work.stored_dtype.itemsize, machine, rates)
         if evaluation is not None:
             tokenizer = load_tokenizer(dense.directory)
             run.warnings += check_texts(evaluation, tokenizer, work.canonical["vocab_size"])
-        if tokens is None:
-            work, tokens = read_calibration_text(work, dense.directory, run)
-        run.calibration = tokens
-        work, run.training_text = read_training_text(work, dense.directory, staged.parent, run)
-        with advising_bfloat16(work.dtype):
+        # Text that the model writes may overflow, too.
+        with advising_bfloat16(work.dtype, work.device):
+            if tokens is None:
+                work, tokens = read_calibration_text(work, dense.directory, run)
+            run.calibration = tokens
+            work, run.training_text = read_training_text(work, dense.directory, staged.parent, run)
             shapes = choose_shapes(_shape_work(work, run), tokens)
             run.warnings += shortcut_warnings(work.geometry, shapes.plan)
             return_free_memory()
@@ -296,6 +305,10 @@ def _plan_work(
     if run.statistics_cache is not None:
         facts = {"model": digest, "place": rounding_class(device), "dtype": str(dtype)}
         statistics = ModelStatistics(cache=run.statistics_cache, facts=facts)
+    items = (dtype.itemsize, reader.dtype.itemsize)
+    placement = place_hidden_states(geometry, config, device, items, run.offload_dir)
+    if placement.message is not None:
+        run.report(Stage.LOAD, placement.message)
     return CompressionWork(
         reader=reader,
         config=config,
@@ -310,7 +323,7 @@ def _plan_work(
         prefix=text_prefix(load_tokenizer(dense.directory)),
         statistics=statistics,
         resume_state=run.resume_state,
-        memory=HostMemory(run.offload_dir),
+        memory=placement.memory,
         batch=BatchSize(requested=config.batch_size),
     )
 
@@ -357,7 +370,7 @@ def _sensitivity_cache(run: Run) -> SensitivityCache | None:
 def _write_compressed(
     work: CompressionWork, dense: Path, staged: Path, tokens: Tensor, shapes: Shapes, run: Run
 ) -> list[FinishedLayer]:
-    """Compress layer by layer and write each before the next is read."""
+    """Compress layer by layer and write each before the next is compressed."""
     family, reader = work.reader.family, work.reader
     layers: list[FinishedLayer] = []
     numbers = {layer: number for number, layer in enumerate(shapes.plan.remaining)}

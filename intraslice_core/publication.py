@@ -9,18 +9,23 @@ import resource
 import sys
 from contextlib import suppress
 from pathlib import Path
-from types import MappingProxyType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from intraslice_core.checkpoints.manifest import write_manifest
-from intraslice_core.checkpoints.model_card import write_model_card
+from intraslice_core.checkpoints.reader import StoredTensors
 from intraslice_core.checkpoints.weight_files import weight_bytes
 from intraslice_core.checkpoints.wrapped import write_wrapper
 from intraslice_core.checkpoints.writer import require_as_written
-from intraslice_core.config import CompressionConfig, EvaluationConfig, ExportFormat, GgufFormat
-from intraslice_core.device import HostMemory
+from intraslice_core.config import (
+    GGUF_FILES,
+    CompressionConfig,
+    EvaluationConfig,
+    ExportFormat,
+)
+from intraslice_core.cost_model.memory import evaluation_bytes, verification_bytes
+from intraslice_core.device import HostMemory, resolve_device, resolve_dtype
 from intraslice_core.evaluation.comparison import OUTPUT_MEMORY_BYTES, Materials, evaluate_pair
 from intraslice_core.evaluation.verification import (
     VerificationResult,
@@ -34,24 +39,19 @@ from intraslice_core.export.gguf_vocabulary import read_vocabulary
 from intraslice_core.files import require_free_output
 from intraslice_core.modeling import IntraSliceForCausalLM
 from intraslice_core.progress import ProgressEvent, Stage
+from intraslice_core.reports.model_card import write_model_card
 from intraslice_core.reports.schema import (
     REPORT_FILE,
     CompressionReport,
     EvaluationReport,
     VerifiedReport,
 )
+from intraslice_core.residency import place_models
 from intraslice_core.run import OpenedModel, Run
 from intraslice_core.tokenizer import load_tokenizer
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from intraslice_core.evaluation.tasks import OpenedTasks
-
-
-GGUF_FILES: Mapping[GgufFormat, str] = MappingProxyType(
-    {"gguf-f16": "model-f16.gguf", "gguf-q8_0": "model-q8_0.gguf"}
-)
 
 
 NO_LLAMA_CPP = (
@@ -119,11 +119,12 @@ def verify_staged(
     run.report(Stage.VERIFY, "loading the result in a clean process")
     if run.written is not None:
         require_as_written(complete, run.written)
-    model = (
+    model: Any = (
         IntraSliceForCausalLM.from_pretrained(staged, local_files_only=True, dtype=torch.float32)
         if run.reference is None
         else run.reference.model(staged)
     )
+    model.to(verification_device(complete, config.device, run))
     write_reference(complete, model, load_tokenizer(complete))
     del model
     results: list[tuple[ExportFormat, VerificationResult]]
@@ -139,6 +140,22 @@ def verify_staged(
     return tuple(verified_report(files, result) for files, result in results)
 
 
+def verification_device(checkpoint: Path, device: str, run: Run) -> torch.device:
+    """Return the device of a verification: the requested one where the checkpoint fits in float32.
+
+    Args:
+        checkpoint: directory of the complete checkpoint.
+        device: requested device, as in the settings.
+        run: its log says where the CPU is used instead.
+    """
+    with StoredTensors(checkpoint) as stored:
+        needed = verification_bytes(stored.parameters)
+    placement = place_models(device, needed, "the verification")
+    if placement.message is not None:
+        run.report(Stage.VERIFY, placement.message)
+    return resolve_device(placement.device)
+
+
 def verified_report(files: ExportFormat, result: VerificationResult) -> VerifiedReport:
     """Return the part of a verification's result that the report keeps."""
     return VerifiedReport(
@@ -151,13 +168,19 @@ def verified_report(files: ExportFormat, result: VerificationResult) -> Verified
 
 def evaluate_staged(
     pair: tuple[Path, Path],
-    config: CompressionConfig,
+    report: CompressionReport,
     evaluation: EvaluationConfig,
     tasks: OpenedTasks | None,
     run: Run,
 ) -> EvaluationReport:
-    """Measure the dense and the compressed checkpoint, in this order in `pair`."""
+    """Measure the dense and the compressed checkpoint, in this order in `pair`.
+
+    Scores and speeds are measured on the requested device, or on the CPU where the models do not
+    fit: one of them for the scores, both for the speeds.
+    """
+    config = report.config
     run.report(Stage.EVALUATE, "comparing the dense and the compressed model")
+    scoring_device, speed_device = _evaluation_devices(report, evaluation, run)
 
     expected = None if run.durations is None else run.durations.evaluation
 
@@ -168,7 +191,7 @@ def evaluate_staged(
         *pair,
         evaluation,
         dtype=config.dtype,
-        device=config.device,
+        device=scoring_device,
         materials=Materials(
             tasks=tasks,
             calibration=run.calibration,
@@ -176,10 +199,29 @@ def evaluate_staged(
             dense_scores=run.dense_scores,
             memory=_output_memory(run, pair[1]),
             seconds=None if expected is None else expected.parts,
+            speed_device=speed_device,
         ),
         on_progress=relay,
         should_cancel=run.should_cancel,
     )
+
+
+def _evaluation_devices(
+    report: CompressionReport, evaluation: EvaluationConfig, run: Run
+) -> tuple[str, str]:
+    """Return the devices of the scores and of the speeds."""
+    config = report.config
+    stored = round(report.bytes_before / report.params_before)
+    stored_dtype = torch.bfloat16 if stored == 2 else torch.float32
+    dtype = resolve_dtype(config.dtype, resolve_device(config.device), stored_dtype)
+    params = (report.params_before, report.params_after)
+    needed = evaluation_bytes(report.geometry, params, evaluation, dtype.itemsize)
+    scores = place_models(config.device, needed.scores, "the evaluation")
+    speeds = place_models(config.device, needed.speeds, "the measurement of speeds")
+    for message in (scores.message, speeds.message if needed.speeds else None):
+        if message is not None:
+            run.report(Stage.EVALUATE, message)
+    return scores.device, speeds.device
 
 
 def _output_memory(run: Run, staged: Path) -> HostMemory:
@@ -198,8 +240,7 @@ def publish_staged(staged: Path, out: Path, report: CompressionReport, run: Run)
     """
     run.report(Stage.EXPORT, f"writing {out}")
     (staged / REPORT_FILE).write_text(report.model_dump_json(indent=2) + "\n", encoding="utf-8")
-    sources = report.config.resolved_calibration.mixture
-    write_model_card(staged, report.model_dump(mode="json"), sources)
+    write_model_card(staged, report)
     write_manifest(
         staged,
         {

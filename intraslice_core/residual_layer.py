@@ -40,7 +40,7 @@ class SlicedStates(HiddenStates):
     """Hidden states whose width changes from site to site, in storage for the widest."""
 
     buffer: Tensor
-    """(samples, sequence, largest width), host memory; `compressed` is its beginning."""
+    """(samples, sequence, largest width); `compressed` is its beginning."""
 
     def tensors(self) -> dict[str, Tensor]:
         """Return the whole storage, whose layout is the same at every site."""
@@ -206,7 +206,7 @@ class ResidualSlicer:
         """Move the hidden states past a sliced module, after which they have another width."""
         target = self._states.part(width)
         for rows in self._pass.batches():
-            target[rows] = after(self._pass.compressed(rows), weights).to(target.device)
+            self._pass.store_into(target, rows, after(self._pass.compressed(rows), weights))
         self._states.compressed = target
 
     def _as_stored(self, weights: LayerWeights) -> LayerWeights:

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from intraslice_core.decoder_layer import LayerWeights
 from intraslice_core.families.canonical import EMBEDDING, EMBEDDING_SHORTCUT, POSITIONS
 from intraslice_core.layer_loop import LayerLoop, layer_report
 from intraslice_core.plan import ResidualWidths
@@ -48,7 +49,7 @@ class ResidualLoop(LayerLoop):
 
     def _embed(self, tokens: Tensor, left_out: int) -> SlicedStates:
         """Return the embedded sequences in the basis of their leading principal components."""
-        work, layers = self._work, self._work.layers
+        work, layers = self._work, self._layers
         norm_type = work.canonical["norm_type"]
         moment = StreamMoment(work.geometry.hidden_size, work.device)
         for sequence in tokens:
@@ -81,7 +82,7 @@ class ResidualLoop(LayerLoop):
         widths, plan = self._widths(layer), self._shapes.plan.layers[layer]
         sites = f"{widths.attention}, {widths.mlp}"
         message = f"residual stream {self._work.geometry.hidden_size}→{sites}"
-        outcome, basis = self._slicer(layer, message).run()
+        outcome, basis = self._slicer(layer, message, self._layers.weights(layer)).run()
         self._require_finite(layer)
         return FinishedLayer(
             tensors=self._stored(layer, outcome.weights),
@@ -91,12 +92,13 @@ class ResidualLoop(LayerLoop):
         )
 
     def _replay(self, layer: int, finished: FinishedLayer) -> None:
-        self._slicer(layer, "resumed").replay(self._weights(layer, finished))
+        dense = self._layers.weights(layer)
+        self._slicer(layer, "resumed", dense).replay(self._weights(layer, finished, dense))
         self._require_finite(layer)
 
-    def _slicer(self, layer: int, message: str) -> ResidualSlicer:
+    def _slicer(self, layer: int, message: str, dense: LayerWeights) -> ResidualSlicer:
         return ResidualSlicer(
-            self._work.layers.weights(layer),
+            dense,
             self._shapes.plan.layers[layer],
             self._basis,
             self._hidden_states,

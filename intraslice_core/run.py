@@ -17,7 +17,12 @@ from intraslice_core.checkpoints.weight_files import CONFIG_FILE, read_json_obje
 from intraslice_core.checkpoints.writer import WrittenRecord
 from intraslice_core.config import CompressionConfig, EvaluationConfig, Target
 from intraslice_core.content_key import fingerprint
-from intraslice_core.cost_model import ExpectedDurations, expected_durations
+from intraslice_core.cost_model import (
+    REFERENCE_RATES,
+    ExpectedDurations,
+    MachineRates,
+    expected_durations,
+)
 from intraslice_core.device_memory import lowered_batches_to, out_of_memory_reported
 from intraslice_core.evaluation.scoring import DenseScores
 from intraslice_core.export.form import WrittenReference
@@ -139,6 +144,7 @@ class Run:
         evaluation: EvaluationConfig | None,
         item_bytes: int,
         machine: str,
+        rates: MachineRates = REFERENCE_RATES,
     ) -> None:
         """Set the shares of the stages from the cost model and the speeds of earlier runs.
 
@@ -148,6 +154,7 @@ class Run:
             evaluation: settings of the evaluation; None without one.
             item_bytes: bytes of a stored weight.
             machine: class of machines that do the same work in the same time.
+            rates: of that class, as the cost model assumes them.
         """
         durations = self.durations = expected_durations(
             geometry,
@@ -156,6 +163,7 @@ class Run:
             item_bytes,
             verify=self.verify,
             uploads=self.uploads,
+            rates=rates,
         )
         self._machine = machine
         slowness = {} if self.speeds is None else self.speeds.read(machine)

@@ -6,6 +6,7 @@ those of the offline mixture, so that report, keys and later stages state what w
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -13,7 +14,13 @@ from pathlib import Path
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from intraslice_core.calibration import ReadTokens, calibration_tokens, stream_windows
+from intraslice_core.calibration import (
+    ReadTokens,
+    WritingListener,
+    WritingProgress,
+    calibration_tokens,
+    stream_windows,
+)
 from intraslice_core.config import CalibrationConfig, TrainingTextConfig
 from intraslice_core.content_key import calibration_facts
 from intraslice_core.errors import WebTextError
@@ -101,6 +108,24 @@ def _calibration_text(
     return work.resume_state.tokens(key, read, run.warnings)
 
 
+def _writing_listener(work: CompressionWork, run: Run) -> WritingListener:
+    """Return a listener that reports the tokens that the model writes as progress of the stage.
+
+    A text to train on follows in the same stage; the remaining time of the stage is then unknown.
+    """
+    last = work.config.recover is None
+
+    def report(progress: WritingProgress) -> None:
+        run.report(
+            Stage.CALIBRATE,
+            f"writing calibration text: {progress.counts}",
+            progress.tokens / progress.total * (1.0 if last else 0.5),
+            seconds_left=progress.seconds_left if last else None,
+        )
+
+    return report
+
+
 def _facts(work: CompressionWork) -> dict[str, object]:
     return {**calibration_facts(work.config.resolved_calibration), "prefix": work.prefix}
 
@@ -129,8 +154,10 @@ def _reader(
     """
     tokenizer = load_tokenizer(dense)
     facts = {**calibration_facts(settings), "prefix": work.prefix}
-    read_windows = calibration_tokens
-    if file is not None:
+    read_windows: Callable[..., Tensor]
+    if file is None:
+        read_windows = partial(calibration_tokens, on_writing=_writing_listener(work, run))
+    else:
         facts["streamed"] = True
         read_windows = partial(stream_windows, file=file)
 

@@ -6,15 +6,15 @@ in float32 or float64 and added up in float64, so that the split into batches do
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from intraslice_core.device import bfloat16_products
+from intraslice_core.device import exact_products
 from intraslice_core.errors import NumericalError
-from intraslice_core.linalg import WORKING_DTYPE
+from intraslice_core.linalg import WORKING_DTYPE, product
 
 _PANELS = 6
 """Number of row panels of a Gram matrix, each computed up to the diagonal.
@@ -40,7 +40,8 @@ def second_moment_sum(left: Tensor, right: Tensor) -> Tensor:
     """Return `Σ_t l_t r_tᵀ` over tokens, (n, m), float32, or float64 of float64 inputs.
 
     bfloat16 inputs are multiplied as bfloat16: the products are exact, and with bfloat16 units
-    several times faster (1,260 against 360 GFLOPS on two cores with AMX).
+    several times faster (1,260 against 360 GFLOPS on two cores with AMX). On a GPU they and float16
+    inputs are multiplied as TF32, which is exact for them, too. float32 inputs never are.
 
     Args:
         left: (tokens, n).
@@ -57,9 +58,9 @@ def second_moment_sum(left: Tensor, right: Tensor) -> Tensor:
 
 def _products_of(*factors: Tensor) -> AbstractContextManager[None]:
     """Return the context in which products of these factors are exact and fastest."""
-    if all(factor.dtype == torch.bfloat16 for factor in factors):
-        return bfloat16_products()
-    return nullcontext()
+    dtypes = {factor.dtype for factor in factors}
+    dtype = dtypes.pop() if len(dtypes) == 1 else WORKING_DTYPE
+    return exact_products(dtype, factors[0].device)
 
 
 def _add_triangle(total: Tensor, wide: Tensor) -> None:
@@ -316,10 +317,10 @@ class MomentAccumulator:
         residual, energy = None, self._energy / self._tokens
         if self.own_is_linear:
             own = output[: len(gram)]
-            cross = gram @ own
+            cross = product(gram, own)
             residual = torch.zeros_like(cross)
             if self._removed is not None:
-                residual = self._removed.mean(self._tokens) @ output[len(gram) :]
+                residual = product(self._removed.mean(self._tokens), output[len(gram) :])
                 cross += residual
             if not self._has_energy:
                 energy = float((own * cross).sum())

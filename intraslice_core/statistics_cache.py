@@ -1,7 +1,8 @@
 """The statistics cache: tensors that runs of one model at different ratios have in common.
 
 Every file is named by a digest of everything that its content depends on and appears whole or not
-at all. A run therefore finds exactly what it would have computed itself, bit for bit, or nothing.
+at all. A run therefore finds what it would have computed itself, or nothing: bit for bit on a CPU,
+within the rounding of its kernels on a GPU (docs/method.md, section 2).
 """
 
 from __future__ import annotations
@@ -159,4 +160,4 @@ def _write(file: Path, tensor: Tensor, notes: Mapping[str, str]) -> None:
     header = header.ljust(len(header) + -len(header) % 8)
     with file.open("wb") as stream:
         stream.write(len(header).to_bytes(8, "little") + header)
-        stream.write(tensor.detach().contiguous().view(-1).view(torch.uint8).numpy().data)
+        stream.write(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)

@@ -111,6 +111,7 @@ def compress_sweep(
         OutputNotWritableError: if `out` or `offload_dir` cannot be written.
         IntraSliceError: one of the tree in `errors.py`.
     """
+    resolve_device(request.settings.device)
     require_writable_directory(out, "out")
     require_writable_file(out / report_file(request), "out")
     require_writable_directory(offload_dir, "offload_dir")

@@ -68,9 +68,6 @@ TEXT_FILE_PATTERNS = tuple(f"*.{name}" for name in TEXT_FORMATS) + tuple(
 )
 """Patterns of the lower-case names of text files."""
 
-WRITING_CACHE_BYTES = 2**30
-"""Size limit of the KV cache during text generation; a larger one fits more sequences at once."""
-
 IN_DOMAIN_ONLY_WARNING = "evaluated in-domain only; the result is likely optimistic"
 """Warning of a report whose evaluation texts are all of the calibration's domain."""
 

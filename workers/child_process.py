@@ -19,6 +19,7 @@ from workers.child_log import ChildLog
 from workers.messages import ChildMessage, ChildRequest, decode
 
 COMMAND = (sys.executable, "-P", "-m", "workers.child")
+_VISIBLE = "CUDA_VISIBLE_DEVICES"
 _log = get_logger(__name__)
 
 
@@ -33,7 +34,7 @@ class ChildProcess:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
-            env=_environment(),
+            env=environment(request.visible_devices),
             cwd=log.parent,
             start_new_session=True,
         )
@@ -118,10 +119,22 @@ def _send_request(request: ChildRequest, stdin: IO[bytes]) -> None:
         _log.warning("child_exited_early")
 
 
-def _environment() -> dict[str, str]:
-    """Return our environment without the settings: the child needs neither database nor keys."""
-    environment = {
+def environment(visible_devices: str | None) -> dict[str, str]:
+    """Return our environment without the settings: the child needs neither database nor keys.
+
+    `visible_devices` names the GPUs that it sees; None leaves that as it is here.
+    """
+    variables = {
         name: value for name, value in os.environ.items() if not name.startswith("INTRASLICE_")
     }
     # Progress bars are for terminals; the child's output goes to a log.
-    return {**environment, "TQDM_DISABLE": "1"}
+    variables["TQDM_DISABLE"] = "1"
+    if visible_devices is not None:
+        variables[_VISIBLE] = visible_devices
+    return variables
+
+
+def visible_device(number: int) -> str:
+    """Return the name of a GPU for CUDA_VISIBLE_DEVICES, by its number among those seen here."""
+    names = [name.strip() for name in os.environ.get(_VISIBLE, "").split(",") if name.strip()]
+    return names[number] if number < len(names) else str(number)

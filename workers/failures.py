@@ -13,6 +13,7 @@ CANCELLED = "cancelled"
 OUT_OF_MEMORY = "out_of_memory"
 CHILD_CRASHED = "child_crashed"
 INTERNAL = "internal_error"
+OUT_OF_DEVICE_MEMORY = "out_of_device_memory"
 
 RETRYABLE = frozenset(
     {

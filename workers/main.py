@@ -8,12 +8,13 @@ import secrets
 import signal
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from celery import signals  # type: ignore[import-untyped]
 
 from app.adapters.queue import WAKE_TASK, queue_name
+from app.domain.worker import Registration, Slot
 from app.environment import log_advice
 from app.services import registry_hand_offs
 from app.services.resources import Resources, open_resources
@@ -21,8 +22,10 @@ from app.services.startup import wait_for_servers
 from app.settings import Settings
 from app.telemetry import configure_logging, get_logger
 from app.telemetry.traces import configure_tracing, stop_tracing
+from intraslice_core import __version__
 from workers import periodic_tasks
 from workers.child_process import kill_all_children
+from workers.devices import find_slots, host_memory_bytes
 from workers.heartbeat import heartbeat
 from workers.job_slots import JobSlots
 from workers.periodic_tasks import MaintenanceTask, MaintenanceThread, PollingThread
@@ -51,21 +54,24 @@ def run_worker(settings: Settings) -> None:
     log_advice(settings)
     configure_tracing(settings.traces_url, "intraslice-worker")
     registry_hand_offs.require_usable(settings)
-    resources = open_resources(settings, signs=True)
+    slots = find_slots(settings)
+    resources = open_resources(settings, signs=True, jobs_at_once=len(slots))
     try:
         with stopping_signals() as stopped, heartbeat(settings, "worker", (), stopped) as waiting:
             waiting.start()
             deployment_id = wait_for_servers(resources, stopped)
         if deployment_id is not None:
             with celery_outages(settings.broker_url):
-                _run_celery(resources, owner, deployment_id)
+                _run_celery(resources, owner, deployment_id, slots)
     finally:
         resources.close()
         stop_tracing()
     _log.info("worker_stopped")
 
 
-def _run_celery(resources: Resources, owner: str, deployment_id: str) -> None:
+def _run_celery(
+    resources: Resources, owner: str, deployment_id: str, slots: Sequence[Slot]
+) -> None:
     """Receive the deployment's hints until a signal stops Celery.
 
     Hints are handled in threads, not processes: every job runs in a spawned child process, and a
@@ -73,14 +79,16 @@ def _run_celery(resources: Resources, owner: str, deployment_id: str) -> None:
     """
     settings = resources.settings
     stopping = threading.Event()
-    slots = JobSlots(resources, owner, stopping)
-    _register_wake_task(resources, slots)
+    job_slots = JobSlots(resources, owner, stopping, slots)
+    registration = Registration.of(owner, __version__, host_memory_bytes(), slots)
+    _register_wake_task(resources, job_slots)
     with _shutdown_signals(stopping):
-        _log.info("worker_started", concurrency=settings.worker_concurrency)
+        devices = [device.name for device in registration.devices]
+        _log.info("worker_started", jobs_at_once=len(slots), devices=devices)
         worker = resources.celery.Worker(
             hostname=f"intraslice@{owner}",
             pool="threads",
-            concurrency=settings.worker_concurrency,
+            concurrency=len(slots),
             queues=[queue_name(deployment_id)],
             loglevel=settings.log_level,
             without_gossip=True,
@@ -88,15 +96,16 @@ def _run_celery(resources: Resources, owner: str, deployment_id: str) -> None:
             without_heartbeat=True,
             quiet=True,
         )
-        with metrics_server(settings), _periodic_tasks(resources, owner, slots, stopping):
+        tasks = _periodic_tasks(resources, registration, job_slots, stopping)
+        with metrics_server(settings), tasks:
             worker.start()
 
 
-def _register_wake_task(resources: Resources, slots: JobSlots) -> None:
+def _register_wake_task(resources: Resources, job_slots: JobSlots) -> None:
     @resources.celery.task(name=WAKE_TASK)  # type: ignore[untyped-decorator]  # Celery has no types
     def wake(_job_id: str) -> None:
         """Run the most urgent jobs while any are queued, whichever job the hint named."""
-        slots.run_queued()
+        job_slots.run_queued()
 
 
 @contextmanager
@@ -119,7 +128,10 @@ def _shutdown_signals(stopping: threading.Event) -> Iterator[None]:
 
 @contextmanager
 def _periodic_tasks(
-    resources: Resources, owner: str, slots: JobSlots, stopping: threading.Event
+    resources: Resources,
+    registration: Registration,
+    job_slots: JobSlots,
+    stopping: threading.Event,
 ) -> Iterator[None]:
     """Run the threads of the periodic tasks until the worker stops."""
     settings = resources.settings
@@ -127,23 +139,31 @@ def _periodic_tasks(
     tasks: tuple[MaintenanceTask, ...] = (follow, *periodic_tasks.maintenance_of_worker(settings))
     deliveries = PollingThread(resources, "deliveries", periodic_tasks.send_due_deliveries)
     hand_offs = PollingThread(resources, "hand_offs", periodic_tasks.perform_due_hand_off)
-    announce = functools.partial(periodic_tasks.announce, owner=owner)
+    announce = functools.partial(periodic_tasks.announce, registration=registration)
     registry = PollingThread(resources, "worker_registry", announce)
-    looking = PollingThread(resources, "jobs_without_hints", slots.run_without_hints)
-    names = ("maintenance", "deliveries", "hand_offs", "worker_registry", "jobs_without_hints")
+    # One thread for each slot, because a thread that has found a job runs it to its end.
+    looking = [
+        PollingThread(resources, f"jobs_without_hints_{number}", job_slots.run_without_hints)
+        for number in range(job_slots.total)
+    ]
+    others = (deliveries, hand_offs, registry, *looking)
+    names = ("maintenance", *(thread.name for thread in others))
     with heartbeat(settings, "worker", names, stopping) as beating:
         maintenance = MaintenanceThread(resources, beating.watched(tasks))
-        for thread in (maintenance, deliveries, hand_offs, registry, looking, beating):
+        maintenance.start()
+        for thread in others:
             thread.start()
+        beating.start()
         try:
             yield
         finally:
             stopping.set()
-            looking.stop()
+            for thread in looking:
+                thread.stop()
             maintenance.stop()
             deliveries.stop()
             registry.stop()
-            periodic_tasks.leave(resources, owner)
+            periodic_tasks.leave(resources, registration.id)
             # Another worker repeats an interrupted hand-off.
             hand_offs.stop(settings.drain_seconds)
 

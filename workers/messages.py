@@ -54,6 +54,8 @@ class ChildRequest(FrozenModel):
     resume_state: ResumeStateSettings | None = None
     speeds: Path | None = None
     """File with the speeds of earlier jobs on this machine."""
+    visible_devices: str | None = None
+    """GPUs that the process sees (CUDA_VISIBLE_DEVICES); None leaves the worker's."""
 
 
 class ProgressMessage(FrozenModel):

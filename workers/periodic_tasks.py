@@ -14,12 +14,14 @@ from concurrent.futures import ThreadPoolExecutor
 from app.domain.errors import OUTAGE_ERRORS, BrokerUnavailableError, ServiceError
 from app.domain.lifecycle import TERMINAL
 from app.domain.webhook import DueDelivery
+from app.domain.worker import Registration
 from app.services import (
     artifact_check,
     audit,
     claims,
     deliveries,
     deployment,
+    fleet,
     jobs,
     orphans,
     outbox,
@@ -62,6 +64,7 @@ DEPLOYMENT_TASKS: tuple[MaintenanceTask, ...] = (
     deployment.check_store,
     reap,
     end_overdue,
+    fleet.remove_silent,
     jobs.forget_idempotency_keys,
     outbox.remind,
     outbox.dispatch,
@@ -113,15 +116,24 @@ def perform_due_hand_off(resources: Resources) -> int:
     return 1
 
 
-def announce(resources: Resources, owner: str) -> int:
-    """Register the worker as live; return 0, because no further call is due."""
-    _update_registry(resources.workers.announce, owner)
+def announce(resources: Resources, registration: Registration) -> int:
+    """Register the worker as live; return 0, because no further call is due.
+
+    The database has what the worker can run. The broker has a name only, by which workers of
+    earlier releases are counted.
+    """
+    _update_registry(resources.workers.announce, registration.id)
+    fleet.register(resources, registration)
     return 0
 
 
 def leave(resources: Resources, owner: str) -> None:
-    """Remove the worker from the registry."""
+    """Remove the worker from both registries; where that fails, its registration expires."""
     _update_registry(resources.workers.leave, owner)
+    try:
+        fleet.unregister(resources, owner)
+    except ServiceError as error:
+        _log.debug("worker_not_unregistered", code=error.code)
 
 
 def _update_registry(update: Callable[[str], None], owner: str) -> None:
@@ -184,8 +196,8 @@ class PollingThread:
     """
 
     def __init__(self, resources: Resources, name: str, task: Callable[[Resources], int]) -> None:
+        self.name = name
         self._resources = resources
-        self._name = name
         self._task = task
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True, name=name)
@@ -207,10 +219,10 @@ class PollingThread:
         try:
             return self._task(self._resources)
         except OUTAGE_ERRORS as error:
-            _log.debug(f"{self._name}_postponed", code=error.code)
+            _log.debug(f"{self.name}_postponed", code=error.code)
         except ServiceError as error:
-            _log.warning(f"{self._name}_failed", code=error.code)
+            _log.warning(f"{self.name}_failed", code=error.code)
         except Exception:
             # A bug must not end the thread; work that was not recorded is done again.
-            _log.exception(f"{self._name}_crashed")
+            _log.exception(f"{self.name}_crashed")
         return 0

@@ -16,16 +16,18 @@ from app.domain.errors import (
     ServiceError,
     StoreUnavailableError,
 )
-from app.domain.job import JobError, JobRecord, JobRequest, Progress
+from app.domain.job import JobError, JobRecord, JobRequest
 from app.domain.lifecycle import TERMINAL
-from app.services import claims, estimates, publication, sweeps, upload_contents, uploads
+from app.domain.worker import DeviceChoice, Requirement, Slot
+from app.services import claims, estimates, fleet, publication, sweeps, upload_contents, uploads
 from app.services.admission import AdmittedJob, admit
 from app.services.resources import Resources
 from app.telemetry import get_logger, metrics
 from app.telemetry.traces import span
-from intraslice_core.progress import LONGEST_PAUSE_SECONDS, ProgressEvent, Stage, heartbeat
+from intraslice_core.progress import ProgressEvent, Stage, heartbeat
 from workers import failures
 from workers.child_process import ChildProcess
+from workers.devices import place
 from workers.layer_mirror import LayerMirror
 from workers.lease_renewal import LeaseRenewal
 from workers.messages import (
@@ -38,10 +40,10 @@ from workers.messages import (
     ResumeStateSettings,
     StatisticsCacheSettings,
 )
-from workers.telemetry import StageClock, child_telemetry, count_end, observe_attempt
+from workers.progress_journal import ProgressJournal
+from workers.telemetry import child_telemetry, count_end, observe_attempt
 
 _POLL_SECONDS = 0.2
-_PROGRESS_SECONDS = 0.5
 _STARTING = "starting worker process"
 _STORE_PATIENCE_SECONDS = 600.0
 """Longest outage of the store that an attempt outlasts."""
@@ -63,23 +65,25 @@ def run_next_job(
     owner: str,
     stopping: threading.Event,
     start_child: StartChild = ChildProcess,
+    slot: Slot | None = None,
 ) -> JobRecord | None:
-    """Claim the most urgent job and run it until it ends.
+    """Claim the most urgent job that the slot's device can run, and run it until it ends.
 
     Args:
         resources: the process's resources.
         owner: this worker's name, for the lease.
         stopping: set when the worker stops; the job then returns to the queue.
         start_child: starts the engine process.
+        slot: place of the job on a device; None runs any job on the default device.
 
     Returns:
-        The job in its new state; None if no job was queued or another worker took it over.
+        The job in its new state; None if there was none to run or another worker took it over.
     """
-    job = claims.claim_next_job(resources, owner)
+    job = claims.claim_next_job(resources, owner, slot)
     if job is None:
         return None
     with observe_attempt(job):
-        return _run_attempt(Attempt(resources, job, stopping, start_child), job)
+        return _run_attempt(Attempt(resources, job, stopping, start_child, slot), job)
 
 
 def _run_attempt(attempt: Attempt, job: JobRecord) -> JobRecord | None:
@@ -107,11 +111,14 @@ class Attempt:
         job: JobRecord,
         stopping: threading.Event,
         start_child: StartChild,
+        slot: Slot | None = None,
     ) -> None:
         self._resources = resources
         self._job = job
         self._stopping = stopping
         self._start_child = start_child
+        self._slot = slot
+        self._placement = place(job, slot)
         self._started = time.monotonic()
         self._upload_started: float | None = None
         self._lease_renewal = LeaseRenewal(resources, job.lease)
@@ -194,9 +201,9 @@ class Attempt:
     def _admit(self) -> AdmittedJob:
         """Check the sources again: links may have changed, and settings differ between machines."""
         job = self._job
-        request = JobRequest(
-            model=job.model, compression=job.compression, evaluation=job.evaluation
-        )
+        # The claim has chosen the device; earlier releases allowed names that are rejected now.
+        compression = job.compression.model_copy(update={"device": DeviceChoice.AUTO.value})
+        request = JobRequest(model=job.model, compression=compression, evaluation=job.evaluation)
         self._outlast_outage(
             lambda: upload_contents.fetch(
                 self._resources, job.project_id, request, self._before_part
@@ -212,7 +219,7 @@ class Attempt:
             model=admitted.model,
             checkpoint=self._directory / "checkpoint",
             scratch=scratch,
-            compression=admitted.compression,
+            compression=admitted.compression.model_copy(update={"device": self._placement.device}),
             evaluation=admitted.evaluation,
             telemetry=child_telemetry(self._resources, self._job),
             limits=self._resources.settings.model_limits,
@@ -222,6 +229,7 @@ class Attempt:
                 hidden_states_every_seconds=self._resources.settings.resume_state_seconds,
             ),
             speeds=self._resources.settings.data_dir / _SPEEDS,
+            visible_devices=self._placement.visible_devices,
         )
         child = self._start_child(request, self._directory / "child.log")
         try:
@@ -319,8 +327,23 @@ class Attempt:
         self.discard_files()
         lease = self._job.lease
         if failures.should_retry(self._job, error):
-            return self._persist(lambda: claims.requeue_job(self._resources, lease, error))
+            return self._persist(
+                lambda: claims.requeue_job(
+                    self._resources, lease, error, gpu_bytes=self._exceeded_bytes(error)
+                )
+            )
         return self._persist(lambda: claims.fail_job(self._resources, lease, error))
+
+    def _exceeded_bytes(self, error: JobError) -> int | None:
+        """Return the least memory of another GPU after this one was too small.
+
+        None after other errors, and if no registered worker has a device to move the job to.
+        """
+        if self._slot is None or error.code != failures.OUT_OF_DEVICE_MEMORY:
+            return None
+        needed = self._slot.device.memory_bytes + 1
+        requirement = Requirement.of(self._job.compression, needed)
+        return needed if fleet.can_run(self._resources, requirement) else None
 
     def _persist(self, write: Callable[[], JobRecord]) -> JobRecord:
         """Write the outcome; retry while the database is unavailable and the lease is valid."""
@@ -356,86 +379,6 @@ class Attempt:
             action()
         except ServiceError as error:
             _log.warning("store_cleanup_failed", job_id=self._job.id, code=error.code)
-
-
-class ProgressJournal:
-    """Progress of an attempt: logs every new stage and layer, throttles the rest."""
-
-    def __init__(self, resources: Resources, job: JobRecord) -> None:
-        self._resources = resources
-        self._job = job
-        self._logged: tuple[Stage, int | None] | None = None
-        self._written = 0.0
-        self._prepared: str | None = None
-        self._last: ProgressEvent | None = None
-        self._lock = threading.Lock()
-        """Lock of the rows, which an upload and its heartbeat write from two threads."""
-        self._clock = StageClock()
-        self.stage: Stage | None = None
-        self.engine_fraction = 0.0
-        """Finished fraction of the job at the last event of the engine."""
-
-    def close(self) -> dict[Stage, float]:
-        """End the last stage; return the seconds of each."""
-        self._clock.enter(None)
-        return self._clock.seconds
-
-    def prepare(self, message: str) -> None:
-        """Publish a step before the engine's first one; its time counts for no stage.
-
-        Raises:
-            LeaseLostError: if another worker owns the job.
-        """
-        if message == self._prepared:
-            return
-        self.stage, self._prepared = Stage.LOAD, message
-        self._record(ProgressEvent(stage=Stage.LOAD, message=message, fraction=0.0), log=True)
-
-    def write(self, event: ProgressEvent) -> None:
-        """Publish the event to clients.
-
-        Raises:
-            LeaseLostError: if another worker owns the job.
-        """
-        self.stage = event.stage
-        if event.stage is not Stage.PUBLISH:
-            self.engine_fraction = event.fraction
-        self._clock.enter(event.stage)
-        position = (event.stage, event.layer)
-        is_logged = position != self._logged or event.finished is not None
-        if not is_logged and time.monotonic() - self._written < _PROGRESS_SECONDS:
-            return
-        with self._lock:
-            self._last = event
-            if self._record(event, log=is_logged):
-                self._logged, self._written = position, time.monotonic()
-
-    def repeat(self) -> None:
-        """Publish the last event again after a pause, as while the store is unavailable.
-
-        Raises:
-            LeaseLostError: if another worker owns the job.
-        """
-        with self._lock:
-            pause = time.monotonic() - self._written
-            if self._last is None or pause < LONGEST_PAUSE_SECONDS:
-                return
-            left = self._last.eta_seconds
-            eta = None if left is None else max(left - pause, 0.0)
-            self._last = self._last.model_copy(update={"eta_seconds": eta, "finished": None})
-            self._record(self._last, log=False)
-            self._written = time.monotonic()
-
-    def _record(self, event: ProgressEvent, *, log: bool) -> bool:
-        """Write the event; return False if the database is away."""
-        progress = Progress(**event.model_dump(exclude={"stage"}))
-        try:
-            claims.record_progress(self._resources, self._job.lease, event.stage, progress, log=log)
-        except DatabaseUnavailableError:
-            # Progress may be lost; the lease renewal decides whether to continue.
-            _log.debug("progress_not_written", job_id=self._job.id)
-            return False
-        return True
 
 
 def work_directory(resources: Resources, job_id: str, token: int) -> Path:

@@ -16,16 +16,18 @@ from app.domain.errors import LinkRejectedError
 
 DOWNLOADS = "/v1/downloads"
 ARCHIVES = "/v1/archives"
+REPORTS = "/v1/reports"
 UPLOADS = "/v1/uploads"
 _KEY_FILE = "signing.key"
 
 
+_SIGNED = (f"{DOWNLOADS}/", f"{ARCHIVES}/", f"{REPORTS}/")
 _PART = re.compile(rf"{UPLOADS}/[^/]+/parts/[^/]+/[^/]+")
 
 
 def is_signed_path(path: str) -> bool:
     """Return whether links to the path can be signed."""
-    return path.startswith((f"{DOWNLOADS}/", f"{ARCHIVES}/")) or is_part_path(path)
+    return path.startswith(_SIGNED) or is_part_path(path)
 
 
 def is_part_path(path: str) -> bool:
@@ -77,6 +79,18 @@ class UrlSigner:
         """
         self.verify(*_archive_names(job_id), expires, signature)
 
+    def sign_report(self, job_id: str, seconds: int) -> str:
+        """Return a link to the report page of a job."""
+        return f"{REPORTS}/{job_id}?{self._query(*_report_names(job_id), seconds)}"
+
+    def verify_report(self, job_id: str, expires: int, signature: str) -> None:
+        """Check such a link.
+
+        Raises:
+            LinkRejectedError: if it is forged or too old.
+        """
+        self.verify(*_report_names(job_id), expires, signature)
+
     def sign_part(self, upload_id: str, file: int, number: int, seconds: int) -> str:
         """Return a link for sending a part of an upload."""
         query = self._query(*_part_names(upload_id, file, number), seconds)
@@ -107,6 +121,11 @@ def _signature(key: bytes, job_id: str, name: str, expires: int) -> str:
 def _archive_names(job_id: str) -> tuple[str, str]:
     # The slash keeps them apart from every job's.
     return f"archives/{job_id}", "zip"
+
+
+def _report_names(job_id: str) -> tuple[str, str]:
+    # The slash keeps them apart from every job's.
+    return f"reports/{job_id}", "html"
 
 
 def _part_names(upload_id: str, file: int, number: int) -> tuple[str, str]:

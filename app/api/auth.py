@@ -25,9 +25,9 @@ from app.services import keys
 from app.services.resources import Resources
 from app.settings import Settings
 
-_OPEN = frozenset({"/", "/livez", "/readyz"})
-_OPEN_BELOW = "/dashboard/"
-"""Files of the dashboard, which asks for a key itself."""
+_OPEN = frozenset({"/", "/docs", "/livez", "/openapi.json", "/readyz"})
+_OPEN_BELOW = ("/dashboard/", "/docs/")
+"""Files of the dashboard and of the API reference, which ask for a key themselves."""
 _METRICS = "/metrics"
 _SCRAPER = Principal(project_id="", scopes=frozenset({KeyScope.READ}))
 """Principal of metrics requests where `metrics_open` is set; owns nothing."""

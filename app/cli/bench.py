@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from app.cli import panels
 from app.cli.errors import invalid_settings, reported_errors
 from app.cli.methods import METHOD_NAMES
 from app.cli.methods import methods as read_methods
@@ -40,6 +41,7 @@ def bench(  # noqa: PLR0913 (typer reads the options from the signature)
         list[str],
         typer.Option(
             metavar="METHOD,…",
+            rich_help_panel=panels.AMOUNT,
             help="Methods to compare, separated by commas; repeatable. Choose from "
             f"{METHOD_NAMES}.",
         ),
@@ -48,6 +50,7 @@ def bench(  # noqa: PLR0913 (typer reads the options from the signature)
         str,
         typer.Option(
             metavar="RATIOS",
+            rich_help_panel=panels.AMOUNT,
             help="Fractions of the compressible parameters to remove (0 or more, below 1). Write "
             "START:STOP:STEP, which includes STOP, or a list, for example 0.1:0.3:0.1 or 0.2,0.3. "
             f"Methods times ratios may be {MAX_CHILDREN} at most.",
@@ -55,7 +58,10 @@ def bench(  # noqa: PLR0913 (typer reads the options from the signature)
     ],
     out: Annotated[
         Path,
-        typer.Option(help="Output directory, or the one of an interrupted comparison to resume."),
+        typer.Option(
+            rich_help_panel=panels.OUTPUT,
+            help="Output directory, or the one of an interrupted comparison to resume.",
+        ),
     ],
     offload_dir: OffloadOption = None,
     verify: VerifyOption = True,

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from app.cli import panels
 from app.cli.errors import invalid_settings, reported_errors
 from app.cli.interrupts import cancel_on_interrupt
 from app.cli.options import (
@@ -54,6 +55,7 @@ def compress(  # noqa: PLR0913 (typer reads the options from the signature)
     resume_dir: Annotated[
         Path | None,
         typer.Option(
+            rich_help_panel=panels.ADVANCED,
             help="Keep finished layers in this directory, and resume an interrupted run from it.",
             show_default="none",
         ),
@@ -63,6 +65,7 @@ def compress(  # noqa: PLR0913 (typer reads the options from the signature)
     plot: Annotated[
         Path | None,
         typer.Option(
+            rich_help_panel=panels.OUTPUT,
             help="Plot the dimensions that each layer keeps into this SVG file.",
             show_default="none",
         ),

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from app.cli import panels
 from app.cli.errors import invalid_settings, reported_errors
 from app.cli.interrupts import cancel_on_interrupt
 from app.cli.options import (
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
 _TextOption = Annotated[
     list[str] | None,
     typer.Option(
+        rich_help_panel=panels.EVALUATION,
         help="Text on which the perplexity is measured, named as for --calibration of compress; "
         "repeatable. self and chat need --dense.",
         show_default=", ".join(DEFAULT_EVALUATION.perplexity),
@@ -52,6 +54,7 @@ _DenseOption = Annotated[
     typer.Option(
         "--dense",
         "--baseline",
+        rich_help_panel=panels.MODEL,
         help="Dense model to compare with, named as for compress.",
         show_default="no comparison",
     ),
@@ -60,6 +63,7 @@ _IncludeOption = Annotated[
     Path | None,
     typer.Option(
         metavar="DIR",
+        rich_help_panel=panels.EVALUATION,
         help="Directory of additional task files with their data; code that they refer to is "
         "executed.",
         show_default="none",
@@ -69,6 +73,7 @@ _FewshotOption = Annotated[
     int | None,
     typer.Option(
         min=0,
+        rich_help_panel=panels.EVALUATION,
         help="Number of solved examples before each question of a task (0 or more).",
         show_default="the task's own",
     ),
@@ -94,22 +99,37 @@ def register(app: typer.Typer) -> None:
 
 
 def evaluate(  # noqa: PLR0913 (typer reads the options from the signature)
-    directory: Annotated[Path, typer.Argument(help="Checkpoint, dense or compressed.")],
+    directory: Annotated[
+        Path, typer.Argument(rich_help_panel=panels.MODEL, help="Checkpoint, dense or compressed.")
+    ],
     text: _TextOption = None,
     text_field: TextFieldOption = None,
     dense: _DenseOption = None,
     max_tokens: Annotated[
-        int, typer.Option(help="Largest number of tokens scored per text (64 or more).")
+        int,
+        typer.Option(
+            rich_help_panel=panels.EVALUATION,
+            help="Largest number of tokens scored per text (64 or more).",
+        ),
     ] = DEFAULT_EVALUATION.max_tokens,
     context_length: Annotated[
-        int, typer.Option(help="Context window of the perplexity in tokens (16 or more).")
+        int,
+        typer.Option(
+            rich_help_panel=panels.EVALUATION,
+            help="Context window of the perplexity in tokens (16 or more).",
+        ),
     ] = DEFAULT_EVALUATION.context_length,
     tasks: TasksOption = None,
     include_path: _IncludeOption = None,
     limit: TaskLimitOption = None,
     num_fewshot: _FewshotOption = None,
     batch_size: Annotated[
-        int, typer.Option(min=1, help="Number of task sequences per forward pass (1 or more).")
+        int,
+        typer.Option(
+            min=1,
+            rich_help_panel=panels.EVALUATION,
+            help="Number of task sequences per forward pass (1 or more).",
+        ),
     ] = DEFAULT.batch_size,
     benchmark: BenchmarkOption = True,
     speed_loads: SpeedGridOption = None,

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from app.cli import panels
 from app.cli.errors import reported_errors
 from app.cli.options import DEFAULT, DeviceOption, DtypeOption, require_checkpoint
 from app.cli.progress_display import quiet_transformers
@@ -18,10 +19,17 @@ def register(app: typer.Typer) -> None:
 
 
 def generate(
-    directory: Annotated[Path, typer.Argument(help="Checkpoint, dense or compressed.")],
-    prompt: Annotated[str, typer.Argument(help="Text to continue.")],
+    directory: Annotated[
+        Path, typer.Argument(rich_help_panel=panels.MODEL, help="Checkpoint, dense or compressed.")
+    ],
+    prompt: Annotated[str, typer.Argument(rich_help_panel=panels.MODEL, help="Text to continue.")],
     max_new_tokens: Annotated[
-        int, typer.Option(min=1, help="Largest number of tokens to generate (1 or more).")
+        int,
+        typer.Option(
+            min=1,
+            rich_help_panel=panels.OUTPUT,
+            help="Largest number of tokens to generate (1 or more).",
+        ),
     ] = 64,
     dtype: DtypeOption = DEFAULT.dtype,
     device: DeviceOption = DEFAULT.device,

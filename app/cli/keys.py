@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from app.cli.errors import reported_errors
+from app.cli.panels import CommandLine
 from app.cli.remote import keys as remote
 from app.cli.remote.link import Link, takes_service_options
 from app.cli.remote.tables import print_json, print_table
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 
 _MAX_SHOWN = 1000
 
-commands = typer.Typer(
+commands = CommandLine(
     help="Create, list and revoke API keys.\n\nThe keys are those of the service named by --url, "
     "INTRASLICE_URL or the config file. Without one, the commands use the database of "
     "INTRASLICE_DATABASE_URL directly and need no running API.",

@@ -17,6 +17,7 @@ from typer.core import TyperCommand
 
 from app.cli.collector import paused_collector
 from app.cli.exit_codes import ExitCode
+from app.cli.panels import CommandLine
 from app.cli.sections import SectionedGroup
 
 OWN_PACKAGES = ("app", "intraslice_client", "intraslice_core", "migrations", "workers")
@@ -91,7 +92,7 @@ class LazyGroup(SectionedGroup):
 def _load(name: str, entry: LazyCommand) -> Any:
     """Import the command's module; without its extra return a command that reports that."""
     try:
-        parent = typer.Typer(rich_markup_mode=None)
+        parent = CommandLine(rich_markup_mode=None)
         with paused_collector():
             module = importlib.import_module(entry.module)
         module.register(parent)

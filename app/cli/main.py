@@ -13,6 +13,7 @@ _SERVER = ("fastapi", "sqlalchemy", "celery", "obstore")
 
 _hand_off = LazyCommand("app.cli.registry_hand_off", "engine")
 _jobs = LazyCommand("app.cli.remote.jobs")
+_submission = LazyCommand("app.cli.remote.submission")
 _service = LazyCommand("app.cli.service", "server", _SERVER)
 _service_with_engine = LazyCommand("app.cli.service", "all", _SERVER + _ENGINE)
 
@@ -29,8 +30,8 @@ class _Commands(LazyGroup):
         "verify": LazyCommand("app.cli.verify"),
         "register": _hand_off,
         "push": LazyCommand("app.cli.registry_hand_off", "engine", ("huggingface_hub",)),
-        "submit": _jobs,
-        "validate": _jobs,
+        "submit": _submission,
+        "validate": _submission,
         "show": _jobs,
         "watch": _jobs,
         "cancel": _jobs,
@@ -43,6 +44,7 @@ class _Commands(LazyGroup):
         "compare": _jobs,
         "sweeps": LazyCommand("app.cli.remote.sweeps"),
         "webhooks": LazyCommand("app.cli.remote.webhooks"),
+        "service": LazyCommand("app.cli.remote.service"),
         "config": LazyCommand("app.cli.remote.config"),
         "up": _service_with_engine,
         "serve": _service,

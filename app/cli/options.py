@@ -7,6 +7,7 @@ from typing import Annotated, Any, cast
 
 import typer
 
+from app.cli import panels
 from intraslice_core.config import (
     DEFAULT_RATIO,
     FORMER_METHOD,
@@ -29,12 +30,14 @@ DEFAULT_EVALUATION = EvaluationConfig()
 ModelArgument = Annotated[
     str,
     typer.Argument(
-        help="Dense model: a directory, a .gguf file, hub:ORG/NAME[@REVISION] or package:NAME."
+        rich_help_panel=panels.MODEL,
+        help="Dense model: a directory, a .gguf file, hub:ORG/NAME[@REVISION] or package:NAME.",
     ),
 ]
 RatioOption = Annotated[
     float | None,
     typer.Option(
+        rich_help_panel=panels.AMOUNT,
         help="Fraction of the compressible parameters to remove (0 or more, below 1).",
         show_default=f"{DEFAULT_RATIO}, unless --target-params or --target-bytes is given",
     ),
@@ -43,6 +46,7 @@ TargetParamsOption = Annotated[
     str | None,
     typer.Option(
         metavar="N",
+        rich_help_panel=panels.AMOUNT,
         help="Number of parameters of the whole result, instead of a ratio (for example 100M or "
         "1.2G; 1 or more).",
     ),
@@ -51,6 +55,7 @@ TargetBytesOption = Annotated[
     str | None,
     typer.Option(
         metavar="N",
+        rich_help_panel=panels.AMOUNT,
         help="Size of the result's weight files in bytes, instead of a ratio (for example 200M or "
         "1.2G; 1 or more).",
     ),
@@ -58,15 +63,17 @@ TargetBytesOption = Annotated[
 TargetOption = Annotated[
     Target,
     typer.Option(
+        rich_help_panel=panels.OUTPUT,
         help="Runtimes that must load the result: research (individual shapes per layer, loaded by "
         "the checkpoint's own code), adaptive (DeciLM, for vLLM and llama.cpp) or stock (the "
-        "dense model's class)."
+        "dense model's class).",
     ),
 ]
 ExportOption = Annotated[
     list[str] | None,
     typer.Option(
         "--exports",
+        rich_help_panel=panels.OUTPUT,
         help="File format to write beside safetensors: gguf-f16 or gguf-q8_0; repeatable.",
         show_default="safetensors only",
     ),
@@ -88,34 +95,39 @@ MethodOption = Annotated[
     typer.Option(
         parser=_method,
         metavar=f"<{'|'.join(METHODS)}>",
+        rich_help_panel=panels.AMOUNT,
         help=f"Compression method. {describe_methods()}",
     ),
 ]
 AllocationOption = Annotated[
     Allocation,
     typer.Option(
+        rich_help_panel=panels.ADVANCED,
         help="Budget allocation strategy, which decides how much of each module is removed; auto "
-        "selects the method's own."
+        "selects the method's own.",
     ),
 ]
 ModuleCapOption = Annotated[
     float,
     typer.Option(
+        rich_help_panel=panels.ADVANCED,
         help="Largest fraction of one module that may be removed (above 0, at most 1; 1 allows "
-        "removing it entirely). Ignored by the uniform allocation."
+        "removing it entirely). Ignored by the uniform allocation.",
     ),
 ]
 AttentionBiasOption = Annotated[
     float,
     typer.Option(
+        rich_help_panel=panels.ADVANCED,
         help="Factor on the attention scores of the fisher allocations (above 0, at most 1000); "
-        "larger values keep more of the attention."
+        "larger values keep more of the attention.",
     ),
 ]
 MaskTokensOption = Annotated[
     str | None,
     typer.Option(
         metavar="N",
+        rich_help_panel=panels.ADVANCED,
         help="Largest number of tokens on which masks are trained, by which the methods spp and "
         "disp then choose what stays; K, M and G are allowed (16 to 10G).",
         show_default="no training; 1M with --mask-seconds",
@@ -124,6 +136,7 @@ MaskTokensOption = Annotated[
 MaskSecondsOption = Annotated[
     float | None,
     typer.Option(
+        rich_help_panel=panels.ADVANCED,
         help="Time limit of the training of masks in seconds (above 0).",
         show_default="no training; no limit with --mask-tokens",
     ),
@@ -132,6 +145,7 @@ CalibrationOption = Annotated[
     list[str] | None,
     typer.Option(
         metavar="SOURCE[=WEIGHT]",
+        rich_help_panel=panels.CALIBRATION,
         help="Calibration text: pydoc, pycode, self, chat, web, hub:DATASET[:CONFIG][@SPLIT] or a "
         "file (.txt, .md, .jsonl, .json, .csv or .parquet; also .gz or .zst). Repeat the option "
         "for a mixture.",
@@ -141,6 +155,7 @@ CalibrationOption = Annotated[
 SelfShareOption = Annotated[
     float | None,
     typer.Option(
+        rich_help_panel=panels.CALIBRATION,
         help="Share of the calibration sequences that the model writes itself, beside the given "
         "text (0 to 0.9).",
         show_default="0.25 for intraslice_plus, else 0",
@@ -149,30 +164,59 @@ SelfShareOption = Annotated[
 TextFieldOption = Annotated[
     str | None,
     typer.Option(
+        rich_help_panel=panels.CALIBRATION,
         help="Field of the records of text files and data sets that holds the text or the chat.",
         show_default="text, content, messages and other known fields",
     ),
 ]
 SamplesOption = Annotated[
-    int, typer.Option(help="Number of calibration sequences over all sources (1 to 65536).")
+    int,
+    typer.Option(
+        rich_help_panel=panels.CALIBRATION,
+        help="Number of calibration sequences over all sources (1 to 65536).",
+    ),
 ]
 SequenceLengthOption = Annotated[
-    int, typer.Option(help="Length of a calibration sequence in tokens (16 to 131072).")
+    int,
+    typer.Option(
+        rich_help_panel=panels.CALIBRATION,
+        help="Length of a calibration sequence in tokens (16 to 131072).",
+    ),
 ]
-SeedOption = Annotated[int, typer.Option(help="Random seed (0 or greater).")]
+SeedOption = Annotated[
+    int, typer.Option(rich_help_panel=panels.CALIBRATION, help="Random seed (0 or greater).")
+]
 DtypeOption = Annotated[
     ComputeDtype,
-    typer.Option(help="Compute dtype; auto selects the fastest one that is accurate enough."),
+    typer.Option(
+        rich_help_panel=panels.ADVANCED,
+        help="Compute dtype; auto selects the fastest one that is accurate enough.",
+    ),
 ]
 DeviceOption = Annotated[
-    str, typer.Option(help="Compute device: auto, cpu, cuda, cuda:1 or another torch device.")
+    str,
+    typer.Option(
+        rich_help_panel=panels.ADVANCED,
+        help="Compute device: auto, cpu, cuda, cuda:1 or another torch device.",
+    ),
+]
+JobDeviceOption = Annotated[
+    str,
+    typer.Option(
+        rich_help_panel=panels.ADVANCED,
+        help="Kind of compute device: auto, cpu or gpu; the service selects the worker and GPU.",
+    ),
 ]
 BatchSizeOption = Annotated[
-    int, typer.Option(help="Number of sequences per forward pass (1 to 4096).")
+    int,
+    typer.Option(
+        rich_help_panel=panels.ADVANCED, help="Number of sequences per forward pass (1 to 4096)."
+    ),
 ]
 RoundToOption = Annotated[
     int | None,
     typer.Option(
+        rich_help_panel=panels.ADVANCED,
         help="Number that all layer dimensions are multiples of (1 to 512).",
         show_default="8, and less for models with narrow heads or MLPs",
     ),
@@ -180,13 +224,15 @@ RoundToOption = Annotated[
 FastShapesOption = Annotated[
     bool,
     typer.Option(
+        rich_help_panel=panels.ADVANCED,
         help="Prefer MLP widths whose rows fill whole blocks of 128, 64 or 32 bytes, where that is "
-        "predicted to cost at most 1 % of the perplexity."
+        "predicted to cost at most 1 % of the perplexity.",
     ),
 ]
 EvaluateOption = Annotated[
     list[str] | None,
     typer.Option(
+        rich_help_panel=panels.EVALUATION,
         help="Text on which the perplexity of both models is measured, named as for --calibration; "
         "repeatable.",
         show_default=", ".join(DEFAULT_EVALUATION.perplexity),
@@ -194,17 +240,29 @@ EvaluateOption = Annotated[
 ]
 EvaluateTokensOption = Annotated[
     str,
-    typer.Option(metavar="N", help="Largest number of tokens scored per text (64 or more)."),
+    typer.Option(
+        metavar="N",
+        rich_help_panel=panels.EVALUATION,
+        help="Largest number of tokens scored per text (64 or more).",
+    ),
 ]
 EvaluationOption = Annotated[
-    bool, typer.Option(help="Evaluate the quality and speed of the result.")
+    bool,
+    typer.Option(
+        rich_help_panel=panels.EVALUATION, help="Evaluate the quality and speed of the result."
+    ),
 ]
 BenchmarkOption = Annotated[
-    bool, typer.Option(help="Measure the prefill and decode speed of both models in tokens/s.")
+    bool,
+    typer.Option(
+        rich_help_panel=panels.EVALUATION,
+        help="Measure the prefill and decode speed of both models in tokens/s.",
+    ),
 ]
 GateOption = Annotated[
     float | None,
     typer.Option(
+        rich_help_panel=panels.EVALUATION,
         help="Reject a result whose perplexity, divided by the dense model's, exceeds this ratio "
         "on any text (above 1).",
         show_default="no limit",
@@ -215,6 +273,7 @@ TasksOption = Annotated[
     typer.Option(
         "--tasks",
         metavar="NAME,…",
+        rich_help_panel=panels.EVALUATION,
         help="Zero-shot tasks of lm-evaluation-harness, separated by commas; repeatable (needs "
         'pip install "intraslice[eval]").',
         show_default="none",
@@ -224,6 +283,7 @@ TaskLimitOption = Annotated[
     int | None,
     typer.Option(
         "--limit",
+        rich_help_panel=panels.EVALUATION,
         help="Largest number of examples per task (1 to 1000000).",
         show_default="all examples",
     ),
@@ -231,6 +291,7 @@ TaskLimitOption = Annotated[
 TaskGateOption = Annotated[
     float | None,
     typer.Option(
+        rich_help_panel=panels.EVALUATION,
         help="Reject a result that keeps less than this fraction of the dense model's score in any "
         "task (above 0, at most 1).",
         show_default="no limit",
@@ -241,6 +302,7 @@ SpeedGridOption = Annotated[
     typer.Option(
         "--speed-grid",
         metavar="BATCHxCONTEXT,…",
+        rich_help_panel=panels.EVALUATION,
         help="Loads under which speed, memory and KV cache are measured, as batch size (1 to 256) "
         "and context length in tokens (1 to 131072), for example 1x512,8x2048; repeatable.",
         show_default="none",
@@ -249,6 +311,7 @@ SpeedGridOption = Annotated[
 OffloadOption = Annotated[
     Path | None,
     typer.Option(
+        rich_help_panel=panels.ADVANCED,
         help="Offload hidden states to temporary files in this directory.",
         show_default="keep them in memory",
     ),
@@ -257,6 +320,7 @@ VerifyOption = Annotated[
     bool,
     typer.Option(
         "--verify/--no-verify",
+        rich_help_panel=panels.OUTPUT,
         help="Load the result in a separate process and verify it; needs memory for the whole "
         "result in float32.",
     ),
@@ -264,6 +328,7 @@ VerifyOption = Annotated[
 RecoverOption = Annotated[
     RecoveryLoss | None,
     typer.Option(
+        rich_help_panel=panels.RECOVERY,
         help="Fine-tune the result with this loss: distill (KL divergence to the dense model), ce "
         "(cross-entropy on the text) or hidden (error of the hidden states after every layer).",
         show_default="no fine-tuning",
@@ -273,15 +338,21 @@ PromptOption = Annotated[
     list[str] | None,
     typer.Option(
         "--prompts",
+        rich_help_panel=panels.EVALUATION,
         help="Prompt that both models continue, side by side in the report (up to 2000 "
         "characters); repeatable up to 8 times.",
         show_default="none",
     ),
 ]
 OutOption = Annotated[
-    Path, typer.Option(help="Output directory; it must not exist or must be empty.")
+    Path,
+    typer.Option(
+        rich_help_panel=panels.OUTPUT, help="Output directory; it must not exist or must be empty."
+    ),
 ]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print the report as JSON.")]
+JsonOption = Annotated[
+    bool, typer.Option("--json", rich_help_panel=panels.OUTPUT, help="Print the report as JSON.")
+]
 
 
 def calibration_source(options: list[str] | None) -> Any:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
@@ -11,25 +12,37 @@ from rich.text import Text
 
 from intraslice_core.progress import ProgressEvent, ProgressListener, Stage
 
+SECONDS_BETWEEN_LINES = 5.0
+"""Least time between the lines of two sub-steps of one stage, where there is no terminal."""
+_SHORTEST_ETA = 5.0
+"""Seconds below which the remaining time is not counted: estimates are not that precise."""
+
 
 class _Remaining(ProgressColumn):
     """Remaining time as the engine estimates it; stages differ too much for an extrapolation."""
 
     def render(self, task: Task) -> Text:
-        """Return minutes and seconds, or an empty text while the estimate is unknown."""
-        eta: float | None = task.fields["eta"]
-        if eta is None:
-            return Text("")
-        minutes, seconds = divmod(round(eta), 60)
-        return Text(f"{minutes}:{seconds:02d} left", style="progress.remaining")
+        """Return the time, or the reason why there is none."""
+        return Text(remaining(task.fields["eta"]), style="progress.remaining")
+
+
+def remaining(eta: float | None) -> str:
+    """Describe the remaining seconds of a run; None is unknown."""
+    if eta is None:
+        return "estimating…"
+    if eta < _SHORTEST_ETA:
+        return "a few seconds left"
+    minutes, seconds = divmod(round(eta), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02d} left" if hours else f"{minutes}:{seconds:02d} left"
 
 
 @contextmanager
 def show_progress() -> Iterator[ProgressListener]:
-    """Yield a listener that draws a bar on a terminal, or prints one line per stage elsewhere."""
+    """Yield a listener that draws a bar on a terminal, or prints lines of sub-steps elsewhere."""
     console = Console(stderr=True, markup=False, emoji=False, highlight=False)
     if not console.is_terminal:
-        yield _stage_lines(console)
+        yield step_lines(console)
         return
     columns = (
         TextColumn("{task.fields[stage]}", markup=False),
@@ -61,14 +74,26 @@ def quiet_transformers() -> None:
     logging.set_verbosity_error()  # type: ignore[no-untyped-call]
 
 
-def _stage_lines(console: Console) -> ProgressListener:
-    order, seen = list(Stage), set[Stage]()
+def step_lines(console: Console, clock: Callable[[], float] = time.monotonic) -> ProgressListener:
+    """Return a listener that prints a line for each stage, and its sub-steps every few seconds.
 
-    def print_stage(event: ProgressEvent) -> None:
-        if seen and order.index(event.stage) < max(order.index(stage) for stage in seen):
-            seen.clear()  # the next compression of a sweep
-        if event.stage not in seen:
-            seen.add(event.stage)
+    Args:
+        console: console of the lines.
+        clock: current time in seconds.
+    """
+    stage: Stage | None = None
+    message, printed = "", 0.0
+
+    def print_step(event: ProgressEvent) -> None:
+        nonlocal stage, message, printed
+        now = clock()
+        if event.stage is not stage:
             console.print(f"[{event.stage}] {event.message}", soft_wrap=True)
+        elif event.message != message and now - printed >= SECONDS_BETWEEN_LINES:
+            step = f"  {event.message} ({event.fraction:.0%}, {remaining(event.eta_seconds)})"
+            console.print(step, soft_wrap=True)
+        else:
+            return
+        stage, message, printed = event.stage, event.message, now
 
-    return print_stage
+    return print_step

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from app.cli import panels
 from app.cli.errors import invalid_settings, reported_errors
 from app.cli.interrupts import cancel_on_interrupt
 from app.cli.option_groups import with_options
@@ -24,10 +25,13 @@ from app.cli.report_tables import print_report
 from intraslice_core.config import RecoveryConfig, RecoveryLoss
 from intraslice_core.files import require_free_output, require_writable_directory
 
-_LossOption = Annotated[RecoveryLoss, typer.Option(help=f"Fine-tuning loss: {LOSSES}.")]
+_LossOption = Annotated[
+    RecoveryLoss, typer.Option(rich_help_panel=panels.RECOVERY, help=f"Fine-tuning loss: {LOSSES}.")
+]
 _ResumeOption = Annotated[
     Path | None,
     typer.Option(
+        rich_help_panel=panels.ADVANCED,
         help="Keep the training state in this directory, and resume an interrupted run from it.",
         show_default="none",
     ),
@@ -42,9 +46,18 @@ def register(app: typer.Typer) -> None:
 @with_options("training", OPTIONS, dict)
 def recover(  # noqa: PLR0913 (typer reads the options from the signature)
     *,
-    directory: Annotated[Path, typer.Argument(help="Compressed checkpoint; it is not changed.")],
+    directory: Annotated[
+        Path,
+        typer.Argument(
+            rich_help_panel=panels.MODEL, help="Compressed checkpoint; it is not changed."
+        ),
+    ],
     teacher: Annotated[
-        str, typer.Option(help="Dense model that it was made from, named as for compress.")
+        str,
+        typer.Option(
+            rich_help_panel=panels.MODEL,
+            help="Dense model that it was made from, named as for compress.",
+        ),
     ],
     out: OutOption,
     loss: _LossOption = DEFAULT_RECOVERY.loss,

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from app.cli.options import calibration_source
+from app.cli.panels import RECOVERY
 from app.cli.quantities import quantity
 from intraslice_core.config import Adapter, RecoveryConfig, RecoveryLoss, Schedule
 from intraslice_core.errors import ConfigurationError
@@ -22,12 +23,14 @@ Tokens = Annotated[
     str,
     typer.Option(
         metavar="N",
+        rich_help_panel=RECOVERY,
         help="Largest number of tokens to fine-tune on (for example 200K; 16 or more).",
     ),
 ]
 Seconds = Annotated[
     float | None,
     typer.Option(
+        rich_help_panel=RECOVERY,
         help="Longest duration of the fine-tuning in seconds (above 0, at most 31 days).",
         show_default="no limit",
     ),
@@ -36,6 +39,7 @@ Auxiliary = Annotated[
     list[str] | None,
     typer.Option(
         metavar="LOSS=WEIGHT",
+        rich_help_panel=RECOVERY,
         help="Further fine-tuning loss (ce, distill or hidden) and its weight relative to the main "
         "loss (above 0), for example hidden=0.5; repeatable.",
         show_default="none",
@@ -43,21 +47,30 @@ Auxiliary = Annotated[
 ]
 Temperature = Annotated[
     float,
-    typer.Option(help="Softmax temperature of both models in the loss distill (0.05 to 100)."),
+    typer.Option(
+        rich_help_panel=RECOVERY,
+        help="Softmax temperature of both models in the loss distill (0.05 to 100).",
+    ),
 ]
 TrainedParameters = Annotated[
     Adapter,
     typer.Option(
+        rich_help_panel=RECOVERY,
         help="Parameters that are fine-tuned: lora or dora (low-rank adapters, merged at the end), "
-        "or none (all weights)."
+        "or none (all weights).",
     ),
 ]
 Rank = Annotated[
-    int, typer.Option(help="Rank of the low-rank adapters of the fine-tuning (1 to 1024).")
+    int,
+    typer.Option(
+        rich_help_panel=RECOVERY,
+        help="Rank of the low-rank adapters of the fine-tuning (1 to 1024).",
+    ),
 ]
 LearningRate = Annotated[
     float | None,
     typer.Option(
+        rich_help_panel=RECOVERY,
         help="Peak learning rate of the fine-tuning (above 0, at most 1).",
         show_default="1e-3, or 1e-4 for all weights",
     ),
@@ -65,39 +78,56 @@ LearningRate = Annotated[
 LearningRateSchedule = Annotated[
     Schedule,
     typer.Option(
-        help="Learning rate after the warm-up: cosine or linear (down to zero), or constant."
+        rich_help_panel=RECOVERY,
+        help="Learning rate after the warm-up: cosine or linear (down to zero), or constant.",
     ),
 ]
 WarmUp = Annotated[
     float,
     typer.Option(
-        help="Fraction of the fine-tuning in which the learning rate rises (0 or more, below 1)."
+        rich_help_panel=RECOVERY,
+        help="Fraction of the fine-tuning in which the learning rate rises (0 or more, below 1).",
     ),
 ]
 WeightDecay = Annotated[
     float,
     typer.Option(
-        help="Weight decay of the fine-tuning, times the learning rate (0 or more, at most 1)."
+        rich_help_panel=RECOVERY,
+        help="Weight decay of the fine-tuning, times the learning rate (0 or more, at most 1).",
     ),
 ]
 BatchSize = Annotated[
     int,
-    typer.Option(help="Sequences per forward pass of each process of the fine-tuning (1 to 4096)."),
+    typer.Option(
+        rich_help_panel=RECOVERY,
+        help="Sequences per forward pass of each process of the fine-tuning (1 to 4096).",
+    ),
 ]
 Accumulation = Annotated[
-    int, typer.Option(help="Forward passes of each process per fine-tuning step (1 to 4096).")
+    int,
+    typer.Option(
+        rich_help_panel=RECOVERY,
+        help="Forward passes of each process per fine-tuning step (1 to 4096).",
+    ),
 ]
 SequenceLength = Annotated[
-    int, typer.Option(help="Length of a fine-tuning sequence in tokens (16 to 131072).")
+    int,
+    typer.Option(
+        rich_help_panel=RECOVERY, help="Length of a fine-tuning sequence in tokens (16 to 131072)."
+    ),
 ]
 Seed = Annotated[
     int,
-    typer.Option(help="Random seed of the fine-tuning's text and adapters (0 or more, below 2³¹)."),
+    typer.Option(
+        rich_help_panel=RECOVERY,
+        help="Random seed of the fine-tuning's text and adapters (0 or more, below 2³¹).",
+    ),
 ]
 Sources = Annotated[
     list[str] | None,
     typer.Option(
         metavar="SOURCE[=WEIGHT]",
+        rich_help_panel=RECOVERY,
         help="Text to fine-tune on, named as for --calibration; repeatable.",
         show_default="the calibration text",
     ),

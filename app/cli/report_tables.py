@@ -11,6 +11,8 @@ from rich.console import Console
 from rich.table import Table
 
 from intraslice_core.plan import LayerPlan
+from intraslice_core.reports.key_figures import summary_lines
+from intraslice_core.reports.references import model_name
 from intraslice_core.reports.schema import (
     CompressionReport,
     EvaluationReport,
@@ -23,14 +25,17 @@ from intraslice_core.reports.schema import (
 )
 from intraslice_core.reports.sweep import SweepPoint, SweepReport
 from intraslice_core.reports.tournament import TournamentReport
+from intraslice_core.reports.verdict import report_verdict
 from intraslice_core.text_sources import DOMAIN_NAMES
 
 
 def print_report(report: CompressionReport, out: Path, *, as_json: bool) -> None:
-    """Print the report of a compression as tables, warnings on stderr, or as JSON."""
+    """Print a report, its summary first and then all tables, or as JSON; warnings go to stderr."""
     if as_json:
         typer.echo(report.model_dump_json(indent=2))
         return
+    typer.echo(report_verdict(report).text)
+    print_tables(summary_table(report))
     recovery = [recovery_table(report.recovery)] if report.recovery else []
     loads = load_tables(report.evaluation.speed_grid) if report.evaluation else ()
     chosen = [tournament_table(report.tournament)] if report.tournament else []
@@ -42,6 +47,17 @@ def print_report(report: CompressionReport, out: Path, *, as_json: bool) -> None
     if report.runtimes:
         typer.echo(f"runs in {'; '.join(report.runtimes)}")
     typer.echo(f"wrote {out}")
+
+
+def summary_table(report: CompressionReport) -> Table:
+    """Return a table of the key figures: size, worst perplexity, speed and serving memory."""
+    table = Table(title=f"{model_name(report.model)}, compressed")
+    table.add_column("")
+    for name in ("original", "compressed", "change"):
+        table.add_column(name, justify="right")
+    for line in summary_lines(report):
+        table.add_row(*line)
+    return table
 
 
 def comparison_table(report: CompressionReport) -> Table:

@@ -147,3 +147,9 @@ takes_shared_settings = with_options(
     _collect_shared,
 )
 """The same without `--method`, for commands that compare methods."""
+
+
+takes_job_settings = with_options(
+    "options", _OPTIONS | {"device": (options.JobDeviceOption, DEFAULT.device)}, _collect
+)
+"""The settings options of commands on a service, which has no names for single devices."""

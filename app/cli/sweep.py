@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from app.cli import panels
 from app.cli.errors import invalid_settings, reported_errors
 from app.cli.interrupts import cancel_on_interrupt
 from app.cli.options import (
@@ -41,6 +42,7 @@ def sweep(  # noqa: PLR0913 (typer reads the options from the signature)
         str,
         typer.Option(
             metavar="RATIOS",
+            rich_help_panel=panels.AMOUNT,
             help="Fractions of the compressible parameters to remove (0 or more, below 1; at most "
             "50 ratios). Write START:STOP:STEP, which includes STOP, or a list, for example "
             "0.1:0.5:0.1 or 0.1,0.25,0.4.",
@@ -48,14 +50,19 @@ def sweep(  # noqa: PLR0913 (typer reads the options from the signature)
     ],
     out: Annotated[
         Path,
-        typer.Option(help="Output directory, or the one of an interrupted sweep to resume."),
+        typer.Option(
+            rich_help_panel=panels.OUTPUT,
+            help="Output directory, or the one of an interrupted sweep to resume.",
+        ),
     ],
     offload_dir: OffloadOption = None,
     verify: VerifyOption = True,
     plots: Annotated[
         bool,
         typer.Option(
-            "--plots", help="Plot the dimensions that each layer keeps, one SVG file per ratio."
+            "--plots",
+            rich_help_panel=panels.OUTPUT,
+            help="Plot the dimensions that each layer keeps, one SVG file per ratio.",
         ),
     ] = False,
     as_json: JsonOption = False,

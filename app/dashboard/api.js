@@ -1,20 +1,21 @@
 // @ts-check
 /** Client of the public API: requests and event streams. */
 
+import { PROBLEM_WORDS } from "./problems.js";
+
 const STORED = "intraslice-key";
 const POLL_SECONDS = 20;
 
-/** An error response; `fields` maps JSON pointers to messages. */
+/** An error response; `problems` are those of single fields. */
 export class ApiError extends Error {
   /** @param {number} status @param {any} problem */
   constructor(status, problem) {
-    super(problem?.detail || `HTTP ${status}`);
+    super(PROBLEM_WORDS[problem?.code] || problem?.detail || `HTTP ${status}`);
     this.status = status;
     this.code = problem?.code;
-    /** @type {Record<string, string>} */
-    this.fields = Object.fromEntries(
-      (problem?.errors || []).map((/** @type {any} */ error) => [error.pointer, error.message]),
-    );
+    this.detail = problem?.detail;
+    /** @type {import("./problems.js").FieldProblem[]} */
+    this.problems = problem?.errors || [];
   }
 }
 

@@ -1,36 +1,40 @@
 // @ts-check
-/** The shell: login, navigation, and the notice of an unavailable service. */
+/** The shell: login, navigation, worker status, and the notice of an unavailable service. */
 
 import { html, render, useEffect, useState } from "./vendor/htm-preact.js";
 import { get, hasKey, keepKey } from "./api.js";
-import { Fault, onFault, useLoaded, useTitle } from "./parts.js";
+import { Fault, Loading } from "./components/basics.js";
+import { onFault, useLoaded, useTitle } from "./hooks.js";
+import { Shortcuts } from "./shortcuts.js";
 import { Jobs } from "./views/jobs.js";
-import { Job } from "./views/job.js";
-import { Submit } from "./views/submit.js";
-import { Sweep, Sweeps } from "./views/sweeps.js";
-import { Compare } from "./views/compare.js";
-import { Keys } from "./views/keys.js";
-import { Uploads } from "./views/uploads.js";
-import { Webhooks } from "./views/webhooks.js";
+import { NotFound } from "./views/missing.js";
 
 const THEME = "intraslice-theme";
-/** @type {[RegExp, any, string][]} paths after the #, their views and titles */
+/** @type {[RegExp, () => Promise<any>, string][]} paths after the #, their views, which are loaded when they are opened, and titles */
 const ROUTES = [
-  [/^\/jobs\/([\w-]+)$/, Job, "Job"],
-  [/^\/new$/, Submit, "New job"],
-  [/^\/sweeps\/([\w-]+)$/, Sweep, "Sweep"],
-  [/^\/sweeps$/, Sweeps, "Sweeps"],
-  [/^\/compare$/, Compare, "Compare"],
-  [/^\/uploads$/, Uploads, "Models and texts"],
-  [/^\/keys$/, Keys, "Keys"],
-  [/^\/webhooks$/, Webhooks, "Webhooks"],
+  [/^(?:\/|\/jobs)?$/, async () => Jobs, "Jobs"],
+  [/^\/jobs\/([\w-]+)$/, async () => (await import("./views/job.js")).Job, "Job"],
+  [/^\/new$/, async () => (await import("./views/submit.js")).Submit, "New job"],
+  [/^\/sweeps\/([\w-]+)$/, async () => (await import("./views/sweeps.js")).Sweep, "Sweep"],
+  [/^\/sweeps$/, async () => (await import("./views/sweeps.js")).Sweeps, "Sweeps"],
+  [/^\/compare$/, async () => (await import("./views/compare.js")).Compare, "Compare"],
+  [/^\/(?:models|uploads)$/, async () => (await import("./views/models.js")).Models, "Models"],
+  [/^\/datasets$/, async () => (await import("./views/datasets.js")).Datasets, "Datasets"],
+  [/^\/keys$/, async () => (await import("./views/keys.js")).Keys, "API keys"],
+  [/^\/webhooks$/, async () => (await import("./views/webhooks.js")).Webhooks, "Webhooks"],
+  [/^\/audit$/, async () => (await import("./views/audit.js")).Audit, "Audit log"],
 ];
+/** @type {[RegExp, () => Promise<any>, string]} */
+const UNKNOWN = [/$/, async () => NotFound, "Not found"];
+const LINKS = [["#/jobs", "Jobs"], ["#/sweeps", "Sweeps"], ["#/models", "Models"], ["#/datasets", "Datasets"]];
+const ADMIN_LINKS = [["#/keys", "API keys"], ["#/webhooks", "Webhooks"], ["#/audit", "Audit log"]];
 
 function useHash() {
   const [hash, setHash] = useState(location.hash);
   useEffect(() => {
     const follow = () => {
       setHash(location.hash);
+      window.scrollTo(0, 0);
       document.getElementById("main")?.focus();
     };
     window.addEventListener("hashchange", follow);
@@ -56,35 +60,71 @@ function Login({ rejected, done }) {
     }
   };
   return html`<main id="main" tabindex="-1">
-    <h1>IntraSlice</h1>
-    <form onSubmit=${enter} style="max-width: 26rem">
-      <p>${rejected ? "The key is no longer valid." : "This service requires an API key."}</p>
-      <div class="field">
+    <form class="card login" onSubmit=${enter}><div class="body stack">
+      <h1>IntraSlice</h1>
+      <p class="sub">${rejected ? "The key is no longer valid." : "This service requires an API key."}</p>
+      <div>
         <label for="key">API key</label>
-        <input id="key" type="password" autocomplete="off" value=${key} onInput=${(/** @type {any} */ e) => setKey(e.target.value)} />
-        <p class="hint">Stored in this tab only. Create one with <span class="mono">intraslice keys create NAME</span>.</p>
+        <input id="key" type="password" autocomplete="off" value=${key} aria-describedby="key-hint" onInput=${(/** @type {any} */ e) => setKey(e.target.value)} />
+        <p class="hint" id="key-hint">Stored in this tab only. Create one with <span class="mono">intraslice keys create NAME</span>.</p>
       </div>
-      <button class="main" disabled=${!key.trim()}>Log in</button>
+      <button class="main block" disabled=${!key.trim()}>Log in</button>
       <${Fault} error=${error} />
-    </form>
+    </div></form>
   </main>`;
 }
 
 /** @param {{ service: any, hash: string }} props */
 function Top({ service, hash }) {
-  const links = [["#/jobs", "Jobs"], ["#/new", "New job"], ["#/sweeps", "Sweeps"], ["#/uploads", "Models and texts"]];
-  if (service?.scopes.includes("admin")) links.push(["#/keys", "Keys"], ["#/webhooks", "Webhooks"]);
-  const here = (/** @type {string} */ link) => (hash || "#/jobs").startsWith(link);
+  const here = (/** @type {string} */ link) => (hash.length > 2 ? hash : "#/jobs").startsWith(link) || (link === "#/jobs" && /^#\/(new|compare)/.test(hash));
+  const skip = (/** @type {Event} */ event) => {
+    event.preventDefault();
+    document.getElementById("main")?.focus();
+  };
   return html`<header class="top">
-    <a class="skip" href="#main" onClick=${(/** @type {Event} */ e) => { e.preventDefault(); document.getElementById("main")?.focus(); }}>Skip to the content</a>
-    <a class="name" href="#/jobs">IntraSlice</a>
-    <nav aria-label="Views">
-      ${links.map(([link, name]) => html`<a href=${link} aria-current=${here(link) ? "page" : undefined}>${name}</a>`)}
+    <a class="skip" href="#main" onClick=${skip}>Skip to the content</a>
+    <a class="brand" href="#/jobs"><${Mark} /><span>IntraSlice</span></a>
+    <nav aria-label="Main">
+      ${LINKS.map(([link, name]) => html`<a href=${link} aria-current=${here(link) ? "page" : undefined}>${name}</a>`)}
     </nav>
-    <a href="/docs">API</a>
-    <button type="button" onClick=${switchTheme} aria-label="Switch between light and dark">◐</button>
-    ${hasKey() ? html`<button type="button" onClick=${() => { keepKey(null); location.reload(); }}>Log out</button>` : null}
+    <div class="right">
+      ${service ? html`<${Workers} service=${service} />` : null}
+      <a class="small" href="/docs">API</a>
+      <button type="button" class="ghost small" onClick=${switchTheme} aria-label="Switch between light and dark">◐</button>
+      <${ProjectMenu} key=${hash} service=${service} />
+    </div>
   </header>`;
+}
+
+const Mark = () => html`<svg viewBox="0 0 20 20" aria-hidden="true" fill="var(--accent)">
+  <rect x="2" y="2" width="16" height="4" rx="1.5" /><rect x="2" y="8" width="11" height="4" rx="1.5" opacity=".75" /><rect x="2" y="14" width="7" height="4" rx="1.5" opacity=".5" />
+</svg>`;
+
+/** @param {{ service: any }} props */
+function Workers({ service }) {
+  const { workers, busy_workers: busy, jobs } = service;
+  const [running, queued] = [jobs.running || 0, jobs.queued || 0];
+  const detail = workers === null ? "The queue does not respond, so the number of workers is unknown." : `${busy} of ${workers} ${workers === 1 ? "worker" : "workers"} busy`;
+  const [state, text] =
+    workers === 0 ? ["alone", "No workers"]
+    : running + queued > 0 ? [running ? "running" : "queued", `${running} running · ${queued} queued`]
+    : workers === null ? ["", "Workers unknown"]
+    : ["healthy", `${workers} ${workers === 1 ? "worker" : "workers"} idle`];
+  return html`<span class=${`state wide ${state}`} title=${detail}>${text}<span class="hidden">. ${detail}</span></span>`;
+}
+
+/** @param {{ service: any }} props */
+function ProjectMenu({ service }) {
+  const admin = service?.scopes.includes("admin");
+  return html`<details class="menu">
+    <summary>${service?.project || "Project"}</summary>
+    <div class="items">
+      ${service ? html`<p class="sub">IntraSlice ${service.version}</p>` : null}
+      ${admin ? ADMIN_LINKS.map(([link, name]) => html`<a href=${link}>${name}</a>`) : null}
+      <button type="button" onClick=${() => window.dispatchEvent(new Event("shortcuts"))}>Keyboard shortcuts</button>
+      ${hasKey() ? html`<button type="button" onClick=${() => { keepKey(null); location.reload(); }}>Log out</button>` : null}
+    </div>
+  </details>`;
 }
 
 function switchTheme() {
@@ -94,6 +134,16 @@ function switchTheme() {
   document.documentElement.dataset.theme = next;
   localStorage.setItem(THEME, next);
   window.dispatchEvent(new Event("theme"));
+}
+
+/** A view once its modules are loaded. @param {{ load: () => Promise<any>, [prop: string]: any }} props */
+function View({ load, ...props }) {
+  const [loaded, setLoaded] = useState({ view: load === ROUTES[0][1] ? Jobs : null, error: /** @type {any} */ (null) });
+  useEffect(() => {
+    load().then((view) => setLoaded({ view, error: null }), () => setLoaded({ view: null, error: { message: "This page could not be loaded. Reload it to try again." } }));
+  }, []);
+  if (loaded.error) return html`<${Fault} error=${loaded.error} />`;
+  return loaded.view ? html`<${loaded.view} ...${props} />` : html`<${Loading} />`;
 }
 
 function App() {
@@ -106,15 +156,16 @@ function App() {
   });
   const service = useLoaded((signal) => get("/v1/service", signal), [locked], 5);
   const [path, query] = hash.slice(1).split("?");
-  const [pattern, View, title] = ROUTES.find(([route]) => route.test(path)) || [/$/, Jobs, "Jobs"];
+  const [pattern, load, title] = ROUTES.find(([route]) => route.test(path)) || UNKNOWN;
   useTitle(locked ? "Log in" : title);
   if (locked) return html`<${Login} rejected=${hasKey()} done=${() => setLocked(false)} />`;
   const id = (pattern.exec(path) || [])[1];
   return html`<${Top} service=${service.data} hash=${hash} />
-    ${unavailable ? html`<div class="banner" role="status">The service is not responding. Retrying …</div>` : null}
     <main id="main" tabindex="-1">
-      <${View} key=${hash} id=${id} query=${new URLSearchParams(query)} service=${service.data} />
-    </main>`;
+      ${unavailable ? html`<div class="note warn gap" role="status">The service is not responding. Retrying …</div>` : null}
+      <${View} key=${hash} load=${load} id=${id} query=${new URLSearchParams(query)} service=${service.data} />
+    </main>
+    <${Shortcuts} />`;
 }
 
 const theme = localStorage.getItem(THEME);

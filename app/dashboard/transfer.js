@@ -74,12 +74,12 @@ const hex = (bytes) => Array.from(bytes, (byte) => byte.toString(16).padStart(2,
  * @param {string} kind @param {{ name: string, sha256: string }[]} files
  */
 async function findInterrupted(kind, files) {
-  const wanted = files.map((file) => `${file.name} ${file.sha256}`).join("\n");
+  const expected = files.map((file) => `${file.name} ${file.sha256}`).join("\n");
   const { data } = await get("/v1/uploads?limit=50");
   for (const { urls } of data.filter((/** @type {any} */ upload) => upload.kind === kind && upload.state === "open")) {
     const upload = await get(urls.self);
     const present = upload.files.map((/** @type {any} */ file) => `${file.name} ${file.sha256}`);
-    if (present.join("\n") === wanted) return upload;
+    if (present.join("\n") === expected) return upload;
   }
   return null;
 }

@@ -1,71 +1,174 @@
 // @ts-check
-/** Numbers, times and names for display. */
+/** The dashboard's words: names of states, stages, sources, targets, settings and warnings. */
 
-/** @param {number | null | undefined} value */
-export function count(value) {
-  if (value === null || value === undefined) return "–";
-  const [unit, name] =
-    [[1e9, "B"], [1e6, "M"], [1e3, "K"]].find(([size]) => value >= Number(size)) || [1, ""];
-  return `${Number((value / Number(unit)).toPrecision(4))}${name}`;
-}
+import { bytes, count, share } from "./format.js";
 
-/** @param {number | null | undefined} value */
-export function bytes(value) {
-  if (value === null || value === undefined) return "–";
-  const [unit, name] =
-    [[2 ** 30, "GiB"], [2 ** 20, "MiB"], [2 ** 10, "KiB"]].find(([s]) => value >= Number(s)) ||
-    [1, "B"];
-  return `${Number((value / Number(unit)).toPrecision(3))} ${name}`;
-}
+export const ENDED = ["succeeded", "failed", "cancelled"];
 
-/** @param {number | null | undefined} seconds */
-export function duration(seconds) {
-  if (seconds === null || seconds === undefined) return "–";
-  if (seconds < 90) return `${Math.round(seconds)} s`;
-  if (seconds < 5400) return `${Math.round(seconds / 60)} min`;
-  return `${(seconds / 3600).toFixed(1)} h`;
-}
+/** @type {Record<string, string>} states of jobs, sweeps, uploads, deliveries and hand-offs */
+const STATE_NAMES = {
+  queued: "Queued", running: "Running", pausing: "Pausing", paused: "Paused", cancelling: "Cancelling",
+  succeeded: "Succeeded", failed: "Failed", cancelled: "Cancelled", empty: "Empty",
+  open: "Incomplete", verifying: "Verifying", ready: "Ready", refused: "Rejected",
+  pending: "Pending", done: "Done", delivered: "Delivered",
+};
 
-/** @param {string} moment */
-export const ago = (moment) => `${duration((Date.now() - Date.parse(moment)) / 1000)} ago`;
+/** @param {string} state */
+export const stateName = (state) => STATE_NAMES[state] || capital(state);
 
-/** @param {number | null | undefined} part @param {number} [digits] */
-export const percent = (part, digits = 1) =>
-  part === null || part === undefined ? "–" : `${(100 * part).toFixed(digits)} %`;
+/** @type {Record<string, string>} stages of a job, in order */
+export const STAGES = {
+  load: "Load model", tournament: "Choose method", calibrate: "Calibrate", allocate: "Plan sizes", compress: "Compress layers",
+  recover: "Recovery training", verify: "Verify", evaluate: "Evaluate", export: "Export", publish: "Publish",
+};
 
-/** @param {any} job */
-export const modelName = (job) => `${job.model.source}:${job.model.ref}`;
+/** @param {string | null | undefined} stage */
+export const stageName = (stage) => STAGES[stage || ""] || capital(stage || "");
 
-/** A job's name, or else its model's. @param {any} job */
-export const titleOf = (job) => job.labels?.name || job.model.ref.split("/").pop();
+/** Current step as a sentence part: the engine's message with a capital, in the dashboard's words. @param {string} message */
+export const stepText = (message) => capital(message.replace(/^measuring the sensitivity of layers/, "measuring layer sensitivity"));
 
-/** @param {any} job */
-export function targetSize(job) {
-  const { ratio, target_params: parameters, target_bytes: size } = job.compression;
-  if (ratio !== null && ratio !== undefined) return `${Math.round(100 * ratio)} % removed`;
-  if (parameters) return `${count(parameters)} parameters`;
-  return bytes(size);
-}
+/** @type {Record<string, string>} */
+export const SOURCES = { package: "Preset", hub: "Hugging Face Hub", upload: "Uploaded", path: "Server path" };
+
+/** @type {Record<string, string>} where the result of a target runs */
+const TARGET_NAMES = { research: "transformers", adaptive: "vLLM · llama.cpp", stock: "Any runtime" };
+
+/** Runtimes of a target's results. @param {string} target */
+export const runsIn = (target) => TARGET_NAMES[target] || target;
 
 /** @type {Record<string, string>} */
 const TEXT_NAMES = {
-  pydoc: "Python docs",
-  pycode: "Python code",
-  chat: "Chat (generated)",
-  self: "Free text (generated)",
-  web: "Web pages (C4)",
+  pydoc: "Python docs", pycode: "Python code", chat: "Chat (generated)", self: "Free text (generated)", web: "Web pages (C4)",
 };
 
-/** A calibration or evaluation text as people call it. @param {string} text */
-export const textName = (text) => TEXT_NAMES[text] || text;
+/** @typedef {Map<string, string>} Names names of uploads by id */
+
+/** A calibration or evaluation text as people call it. @param {string} text @param {Names} [uploads] */
+export function textName(text, uploads) {
+  if (text.startsWith("upload:")) return uploads?.get(text.slice(7)) || text;
+  if (text.startsWith("hub:")) return text.slice(4);
+  if (text.startsWith("/")) return text.split("/").pop() || text;
+  return TEXT_NAMES[text] || text;
+}
+
+/** A mixture of texts, with shares where they differ. @param {any} source a text, or weighted texts @param {Names} [uploads] */
+export function mixtureName(source, uploads) {
+  if (typeof source === "string") return textName(source, uploads);
+  const total = source.reduce((/** @type {number} */ sum, /** @type {any} */ part) => sum + (part.weight ?? 1), 0);
+  const equal = new Set(source.map((/** @type {any} */ part) => part.weight ?? 1)).size === 1;
+  return source.map((/** @type {any} */ part) => `${textName(part.source, uploads)}${equal ? "" : ` ${Math.round((100 * (part.weight ?? 1)) / total)} %`}`).join(", ");
+}
 
 /** @type {Record<string, string>} */
-const DOMAIN_NAMES = { in: "in-domain", out: "out-of-domain" };
+const DOMAIN_NAMES = { in: "in calibration", out: "unseen" };
 
 /** A text's domain relative to the calibration, empty if unknown. @param {string | null | undefined} domain */
 export const domainName = (domain) => DOMAIN_NAMES[domain || ""] || "";
 
-/** A divergence in nats per token. @param {number | null | undefined} kl */
-export const nats = (kl) => (kl === null || kl === undefined ? "–" : kl.toPrecision(3));
+/** A model as people call it. @param {any} model @param {Names} [uploads] */
+export function modelName(model, uploads) {
+  if (model.source === "upload") return uploads?.get(model.ref) || model.ref;
+  return model.source === "path" ? model.ref.split("/").filter(Boolean).pop() || model.ref : model.ref;
+}
 
-export const ENDED = ["succeeded", "failed", "cancelled"];
+/** A model with its source, as in "support-bot (uploaded)". @param {any} model @param {Names} [uploads] */
+export const describedModel = (model, uploads) =>
+  `${modelName(model, uploads)}${model.revision ? `@${model.revision}` : ""} (${SOURCES[model.source] === "Hugging Face Hub" ? "Hub" : (SOURCES[model.source] || model.source).toLowerCase()})`;
+
+/** A job's or sweep's name, or else its model's. @param {any} job @param {Names} [uploads] */
+export const titleOf = (job, uploads) => job.labels?.name || modelName(job.model, uploads).split("/").pop();
+
+/** The requested amount: a share of layer weights, or the size of the result. @param {any} compression */
+export function requestedAmount(compression) {
+  const { ratio, target_params: parameters, target_bytes: size } = compression;
+  if (ratio !== null && ratio !== undefined) return `${share(ratio)} of layer weights`;
+  if (parameters) return `to ${count(parameters)} parameters`;
+  return `to ${bytes(size)}`;
+}
+
+/** @type {Record<string, string>} warnings of `jobs:validate` by code; others are shown as they are */
+const WARNING_WORDS = {
+  evaluation_of_same_kind: "All evaluation texts are also used for calibration. Scores will look better than real use: add an unseen text under Evaluation.",
+  evaluation_is_calibration: "An evaluation text is also used for calibration. Scores will look better than real use: evaluate on another text.",
+  no_evaluation: "Nothing is evaluated, so the loss of quality will be unknown.",
+  tasks_not_timed: "The time does not include the evaluation tasks.",
+};
+
+/** @param {{ code: string, message: string }} warning */
+export const warningText = (warning) => WARNING_WORDS[warning.code] || sentence(warning.message);
+
+/** A message of the engine as a sentence, with the names of settings. @param {string} message */
+export const sentence = (message) => `${capital(message.replace(/\b(?:compression|evaluation)(?:\.\w+)+/g, (path) => `“${settingName(path)}”`))}.`.replace(/\.\.$/, ".");
+
+/** @type {Record<string, string>} settings of jobs by their path */
+const SETTING_NAMES = {
+  "compression.ratio": "Removed share of layer weights",
+  "compression.target_params": "Parameters of the result",
+  "compression.target_bytes": "Size of the result",
+  "compression.target": "Runs in",
+  "compression.method": "Method",
+  "compression.allocation": "Allocation method",
+  "compression.round_to": "Round dimensions to",
+  "compression.dtype": "Compute type",
+  "compression.device": "Device",
+  "compression.batch_size": "Samples per forward pass",
+  "compression.exports": "File formats",
+  "compression.module_cap": "Largest share removed from one module",
+  "compression.attention_bias": "Factor on attention scores",
+  "compression.prefer_fast_shapes": "Prefer fast widths",
+  "compression.calibration.source": "Calibration data",
+  "compression.calibration.samples": "Samples",
+  "compression.calibration.sequence_length": "Tokens per sample",
+  "compression.calibration.seed": "Random seed",
+  "compression.calibration.self_share": "Share of generated free text",
+  "compression.calibration.text_field": "Text field",
+  "compression.mask_training.max_tokens": "Mask training, tokens",
+  "compression.mask_training.max_seconds": "Mask training, seconds",
+  "compression.mask_training.learning_rate": "Mask training, learning rate",
+  "compression.recover.loss": "Recovery training",
+  "compression.recover.max_tokens": "Recovery training, tokens",
+  "compression.recover.max_seconds": "Recovery training, seconds",
+  "evaluation.perplexity": "Evaluation texts",
+  "evaluation.max_tokens": "Tokens scored per text",
+  "evaluation.context_length": "Context length of the evaluation",
+  "evaluation.benchmark": "Benchmark speed",
+  "evaluation.speed_grid": "Loads of the speed benchmark",
+  "evaluation.text_field": "Text field of the evaluation",
+  "evaluation.prompts": "Sample prompts",
+  "evaluation.tasks": "Evaluation tasks",
+  "evaluation.task_limit": "Examples per task",
+  "evaluation.gate.max_perplexity_ratio": "Quality gate, perplexity ratio",
+  "evaluation.gate.min_task_ratio": "Quality gate, task score ratio",
+  "labels.name": "Name",
+  "model.source": "Model source",
+  "model.ref": "Model",
+  "model.revision": "Revision",
+  priority: "Priority",
+};
+
+/** @param {string} path */
+export const settingName = (path) => SETTING_NAMES[path] || path;
+
+/** @type {Record<string, string>} */
+const RECOVERY_NAMES = { distill: "distill from the original", ce: "cross-entropy on text", hidden: "match hidden states" };
+export const RECOVERIES = Object.entries({ "": "none", ...RECOVERY_NAMES });
+
+/** A setting's value in words. @param {string} path @param {any} value @param {Names} [uploads] @returns {string} */
+export function settingValue(path, value, uploads) {
+  if (value === null || value === undefined || value === "") return "–";
+  if (path.endsWith("calibration.source")) return mixtureName(value, uploads);
+  if (path.endsWith("evaluation.perplexity")) return value.map((/** @type {string} */ text) => textName(text, uploads)).join(", ") || "–";
+  if (path.endsWith("target")) return runsIn(value);
+  if (path.endsWith("model.source")) return SOURCES[value] || value;
+  if (path.endsWith("recover.loss")) return RECOVERY_NAMES[value] || value;
+  if (path.endsWith(".ratio")) return share(value);
+  if (path.endsWith("target_bytes")) return bytes(value);
+  if (typeof value === "boolean") return value ? "yes" : "no";
+  if (Array.isArray(value)) return value.map((part) => (typeof part === "object" ? JSON.stringify(part) : String(part))).join(", ") || "–";
+  if (typeof value === "number") return Number.isInteger(value) ? value.toLocaleString("en") : String(value);
+  return typeof value === "object" ? JSON.stringify(value) : String(value);
+}
+
+/** @param {string} text */
+export const capital = (text) => text.charAt(0).toUpperCase() + text.slice(1);

@@ -53,6 +53,17 @@ class Archive(ApiModel):
     expires_at: datetime
 
 
+class ReportLink(ApiModel):
+    """A link to a job's report page; it works without a key until it expires."""
+
+    url: str = Field(
+        examples=[
+            "/v1/reports/job_01KAS3ZK5E8H2N9PWT4Y7M1QRV?expires=1772368461&signature=5f70bf18a086"
+        ]
+    )
+    expires_at: datetime
+
+
 class ArtifactList(ApiModel):
     """The published files of a job and, if there are any, the archive of all."""
 

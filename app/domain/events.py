@@ -9,6 +9,7 @@ from typing import Any, Self
 from app.domain.job import Job, Progress
 from app.domain.lifecycle import State
 from app.domain.resource import ApiModel
+from app.domain.worker import Waiting
 from intraslice_core.progress import Stage
 
 LAST_SEQUENCE = 2**31 - 1
@@ -61,14 +62,21 @@ class EventList(ApiModel):
 
 
 class JobLive(ApiModel):
-    """Current state and progress of a job."""
+    """Current state and progress of a job, and why it waits for a worker."""
 
     state: State
     stage: Stage | None
     progress: Progress | None
     attempt: int
+    waiting: Waiting | None = None
 
     @classmethod
     def of(cls, job: Job) -> Self:
-        """Return the fields of a job that change while it runs."""
-        return cls(state=job.state, stage=job.stage, progress=job.progress, attempt=job.attempt)
+        """Return the fields of a job that change without an event."""
+        return cls(
+            state=job.state,
+            stage=job.stage,
+            progress=job.progress,
+            attempt=job.attempt,
+            waiting=job.waiting,
+        )

@@ -11,6 +11,7 @@ from pydantic import Field
 from app.domain.lifecycle import State
 from app.domain.model_source import ModelSource
 from app.domain.resource import ApiModel, Page, Resource
+from app.domain.worker import Waiting
 from intraslice_core.config import CompressionConfig, EvaluationConfig, FrozenModel
 from intraslice_core.progress import LayerDone, Stage
 from intraslice_core.text_sources import Domain
@@ -178,6 +179,10 @@ class Job(Resource):
     """Time when its artifacts were removed."""
     artifacts_missing: bool = False
     """True if published files were missing in the artifact store at the last check."""
+    waiting: Waiting | None = Field(
+        default=None,
+        description="Reason why no registered worker can run the queued job; null while one can.",
+    )
     urls: JobUrls
 
     @property
@@ -198,6 +203,8 @@ class JobRecord(Job):
     """Trace context of the creating request, parent of the worker's spans."""
     store_prefix: str = Field(exclude=True)
     """Prefix of the job's keys in the store; empty for jobs of earlier releases."""
+    gpu_bytes: int | None = Field(default=None, exclude=True)
+    """Memory that the job needs on a GPU; None if it was not known when it was created."""
 
     @property
     def lease(self) -> Lease:

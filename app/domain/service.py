@@ -9,10 +9,11 @@ from pydantic import Field
 from app.domain.lifecycle import State
 from app.domain.principal import Scope
 from app.domain.resource import ApiModel
+from app.domain.worker import Worker
 
 
 class Service(ApiModel):
-    """The caller's project and scopes, and the load of the service."""
+    """The caller's project and scopes, the load of the service, and its workers."""
 
     object: Literal["service"] = "service"
     version: str
@@ -25,4 +26,8 @@ class Service(ApiModel):
     workers: int | None = Field(
         default=None,
         description="Live workers of the deployment; null if the broker is unavailable.",
+    )
+    fleet: tuple[Worker, ...] = Field(
+        default=(),
+        description="Registered workers with their devices and what these run, oldest first.",
     )

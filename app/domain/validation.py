@@ -94,6 +94,11 @@ class Validation(ApiModel):
     object: Literal["validation"] = "validation"
     valid: Literal[True] = True
     estimate: Estimate | None
+    gpu_bytes: int | None = Field(
+        default=None,
+        description="Memory that the job needs on a GPU, without evaluation and timing; null if "
+        "only a worker can read the model.",
+    )
     seconds: float | None
     durations: tuple[Duration, ...]
     targets: tuple[TargetSupport, ...]

@@ -22,6 +22,7 @@ from app.domain.errors import (
 from app.domain.job import JobRequest
 from app.domain.model_source import ModelSource, is_allowed, is_hub_name, is_revision
 from app.domain.upload import REFERENCE, UploadKind
+from app.domain.worker import DEVICE_NAMES
 from app.settings import Settings
 from intraslice_core.checkpoints.inspection import find_in_package, require_within
 from intraslice_core.config import AUTO, CompressionConfig, EvaluationConfig, WeightedSource
@@ -88,6 +89,7 @@ def admit(settings: Settings, request: JobRequest, locate: Locate) -> AdmittedJo
             for index, source in enumerate(evaluation.perplexity)
         )
         evaluation = evaluation.model_copy(update={"perplexity": texts})
+    problems += _beyond_devices(compression)
     problems += _beyond_limits(settings, compression, evaluation)
     problems += _beyond_runtime(settings, request)
     problems += _beyond_positions(dense, compression, evaluation)
@@ -189,6 +191,17 @@ def _read_once(file: Path, _version: tuple[int, int]) -> DenseModel:
 def _version(file: Path) -> tuple[int, int]:
     status = file.stat()
     return status.st_mtime_ns, status.st_size
+
+
+def _beyond_devices(compression: CompressionConfig) -> list[FieldProblem]:
+    """Return a problem if the job names a device as torch does, such as `cuda:1`."""
+    if compression.device in DEVICE_NAMES:
+        return []
+    message = (
+        f"{compression.device!r} is a device of one machine: write gpu, cpu or auto; the service"
+        " selects the worker and its GPU"
+    )
+    return [FieldProblem(pointer="/compression/device", code="device_not_allowed", message=message)]
 
 
 def _beyond_positions(

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from app.adapters.database import events, jobs, outbox
+from app.adapters.database import events, job_changes, jobs, leases, outbox
 from app.adapters.database.engine import Transaction
 from app.domain.errors import LeaseLostError
 from app.domain.events import EventType
 from app.domain.job import JobError, JobRecord, Lease, Progress
 from app.domain.lifecycle import State
+from app.domain.worker import Slot
 from app.services.resources import Resources
 from intraslice_core.progress import Stage
 
@@ -22,10 +23,10 @@ _EXPIRED = JobError(
 )
 
 
-def claim_next_job(resources: Resources, owner: str) -> JobRecord | None:
-    """Claim the queued job of highest priority; None if no job is queued."""
+def claim_next_job(resources: Resources, owner: str, slot: Slot | None = None) -> JobRecord | None:
+    """Claim the job of highest priority that the slot's device can run; None if there is none."""
     with resources.database.transaction() as transaction:
-        job = jobs.claim_next(transaction, owner, resources.settings.lease_seconds)
+        job = leases.claim_next(transaction, owner, resources.settings.lease_seconds, slot)
         if job is not None:
             events.append(transaction, job.id, EventType.STARTED, {"worker": owner})
     return job
@@ -38,7 +39,7 @@ def renew_lease(resources: Resources, lease: Lease) -> State:
         LeaseLostError: if another worker claimed the job.
     """
     with resources.database.transaction() as transaction:
-        state = jobs.renew(transaction, lease, resources.settings.lease_seconds)
+        state = leases.renew(transaction, lease, resources.settings.lease_seconds)
     if state is None:
         raise LeaseLostError
     return state
@@ -46,7 +47,7 @@ def renew_lease(resources: Resources, lease: Lease) -> State:
 
 def holds_lease(resources: Resources, job_id: str, token: int) -> bool:
     with resources.database.transaction() as transaction:
-        return jobs.holds(transaction, job_id, token)
+        return leases.holds(transaction, job_id, token)
 
 
 def is_over(resources: Resources, job_id: str) -> bool:
@@ -64,7 +65,7 @@ def record_progress(
         LeaseLostError: if another worker claimed the job.
     """
     with resources.database.transaction() as transaction:
-        if not jobs.record_progress(transaction, lease, stage, progress):
+        if not leases.record_progress(transaction, lease, stage, progress):
             raise LeaseLostError
         if log:
             data = {"stage": stage, **progress.model_dump(mode="json", exclude_none=True)}
@@ -77,9 +78,16 @@ def fail_job(resources: Resources, lease: Lease, error: JobError) -> JobRecord:
         return _fail(transaction, lease, error)
 
 
-def requeue_job(resources: Resources, lease: Lease, error: JobError | None) -> JobRecord:
-    """Queue the job again; without an error the attempt does not count."""
+def requeue_job(
+    resources: Resources, lease: Lease, error: JobError | None, *, gpu_bytes: int | None = None
+) -> JobRecord:
+    """Queue the job again; without an error the attempt does not count.
+
+    `gpu_bytes` is what a GPU must have at least from now on; None leaves the requirement.
+    """
     with resources.database.transaction() as transaction:
+        if gpu_bytes is not None:
+            leases.raise_requirement(transaction, lease, gpu_bytes)
         return _requeue(transaction, lease, error)
 
 
@@ -97,7 +105,7 @@ def finish_pause(resources: Resources, lease: Lease) -> JobRecord:
 def reap_expired(resources: Resources) -> list[JobRecord]:
     """Take jobs from workers with expired leases; return the jobs in their new states."""
     with resources.database.transaction() as transaction:
-        lost = jobs.expired(transaction, _REAPED_AT_ONCE)
+        lost = leases.expired(transaction, _REAPED_AT_ONCE)
         return [_reap(transaction, job) for job in lost]
 
 
@@ -107,9 +115,9 @@ def end_overdue(resources: Resources) -> list[JobRecord]:
     A worker ends its own jobs; this is for one that cannot, for longer than a lease lasts.
     """
     with resources.database.transaction() as transaction:
-        for job_id in jobs.expire_pending(transaction, _EXPIRED, _REAPED_AT_ONCE):
+        for job_id in job_changes.expire_pending(transaction, _EXPIRED, _REAPED_AT_ONCE):
             events.append(transaction, job_id, EventType.FAILED, _described(_EXPIRED))
-        stuck = jobs.overdue(transaction, resources.settings.lease_seconds, _REAPED_AT_ONCE)
+        stuck = leases.overdue(transaction, resources.settings.lease_seconds, _REAPED_AT_ONCE)
         return [_fail(transaction, job.lease, timeout_error(job)) for job in stuck]
 
 
@@ -138,7 +146,7 @@ def _reap(transaction: Transaction, job: JobRecord) -> JobRecord:
 
 
 def _fail(transaction: Transaction, lease: Lease, error: JobError) -> JobRecord:
-    job = jobs.fail(transaction, lease, error)
+    job = job_changes.fail(transaction, lease, error)
     if job is None:
         return _cancel(transaction, lease)
     events.append(transaction, lease.job_id, EventType.FAILED, _described(error))
@@ -146,7 +154,7 @@ def _fail(transaction: Transaction, lease: Lease, error: JobError) -> JobRecord:
 
 
 def _requeue(transaction: Transaction, lease: Lease, error: JobError | None) -> JobRecord:
-    job = jobs.requeue(transaction, lease, counts=error is not None, error=error)
+    job = job_changes.requeue(transaction, lease, counts=error is not None, error=error)
     if job is None:
         return _stop(transaction, lease, counts=error is not None)
     data = _described(error) if error else {"reason": "the worker was stopped"}
@@ -157,7 +165,7 @@ def _requeue(transaction: Transaction, lease: Lease, error: JobError | None) -> 
 
 def _stop(transaction: Transaction, lease: Lease, *, counts: bool = False) -> JobRecord:
     """Pause or cancel the job, whichever was requested."""
-    job = jobs.pause(transaction, lease.job_id, lease, counts=counts)
+    job = job_changes.pause(transaction, lease.job_id, lease, counts=counts)
     if job is None:
         return _cancel(transaction, lease)
     events.append(transaction, lease.job_id, EventType.PAUSED)
@@ -165,7 +173,7 @@ def _stop(transaction: Transaction, lease: Lease, *, counts: bool = False) -> Jo
 
 
 def _cancel(transaction: Transaction, lease: Lease) -> JobRecord:
-    job = jobs.cancel(transaction, lease.job_id, lease)
+    job = job_changes.cancel(transaction, lease.job_id, lease)
     if job is None:
         raise LeaseLostError
     events.append(transaction, lease.job_id, EventType.CANCELLED)

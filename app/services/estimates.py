@@ -19,7 +19,10 @@ from app.domain.validation import (
     predict,
     targets_for,
 )
+from app.domain.worker import Requirement
 from app.services.admission import AdmittedJob, admit
+from app.services.fleet import cautions_of
+from app.services.requirements import required_gpu_bytes
 from app.services.resources import Resources
 from app.services.uploads import locator
 from intraslice_core.config import AUTO
@@ -48,22 +51,17 @@ def validate_job(resources: Resources, principal: Principal, request: JobRequest
     warnings = cautions(admitted.dense, likely, admitted.evaluation)
     calibration = likely.resolved_calibration
     expected = _estimate(admitted, plan)
-    trials: float | None = None
-    if expected is None:
-        message = "the model's settings cannot be read here before a worker opens it"
-        warnings.append(Caution(code="model_not_readable_here", message=message))
-        durations: tuple[Duration, ...] = ()
-    else:
-        warnings += _about_disk(resources, admitted, expected)
-        if plan is None:
-            durations = _durations(resources, admitted, expected)
-        else:
-            durations, trials = _durations_of_auto(resources, admitted, expected, plan)
-        if not durations:
-            message = "no worker has finished a job of this method yet: its speed is not known"
-            warnings.append(Caution(code="speed_unknown", message=message))
+    durations, trials, further = _predicted(resources, admitted, expected, plan)
+    needed = required_gpu_bytes(admitted)
+    warnings += further
+    warnings += cautions_of(
+        resources,
+        Requirement.of(request.compression, needed),
+        None if expected is None else expected.peak_memory_bytes,
+    )
     return Validation(
         estimate=expected,
+        gpu_bytes=needed,
         seconds=durations[0].seconds if durations else None,
         durations=durations,
         targets=targets_for(admitted.dense),
@@ -77,6 +75,28 @@ def validate_job(resources: Resources, principal: Principal, request: JobRequest
         calibration_sources=tuple(part.source for part in calibration.parts()),
         warnings=tuple(warnings),
     )
+
+
+def _predicted(
+    resources: Resources,
+    admitted: AdmittedJob,
+    expected: Estimate | None,
+    plan: TournamentPlan | None,
+) -> tuple[tuple[Duration, ...], float | None, list[Caution]]:
+    """Return the durations, the seconds of the trials of `auto`, and warnings about both."""
+    if expected is None:
+        message = "the model's settings cannot be read here before a worker opens it"
+        return (), None, [Caution(code="model_not_readable_here", message=message)]
+    warnings = _about_disk(resources, admitted, expected)
+    trials: float | None = None
+    if plan is None:
+        durations = _durations(resources, admitted, expected)
+    else:
+        durations, trials = _durations_of_auto(resources, admitted, expected, plan)
+    if not durations:
+        message = "no worker has finished a job of this method yet: its speed is not known"
+        warnings.append(Caution(code="speed_unknown", message=message))
+    return durations, trials, warnings
 
 
 def record_rates(

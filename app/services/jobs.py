@@ -8,7 +8,15 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from app.adapters.database import artifacts, deployment, events, idempotency, jobs, outbox
+from app.adapters.database import (
+    artifacts,
+    deployment,
+    events,
+    idempotency,
+    job_changes,
+    jobs,
+    outbox,
+)
 from app.adapters.database.engine import Transaction
 from app.adapters.database.notifications import announce
 from app.domain.artifact import ArtifactRecord, job_prefix
@@ -29,6 +37,7 @@ from app.domain.sweep import SweepRequest
 from app.services.admission import admit
 from app.services.deployment import require_own_store
 from app.services.removal import delete_prefix
+from app.services.requirements import required_gpu_bytes
 from app.services.resources import Resources
 from app.services.uploads import locator
 
@@ -55,16 +64,16 @@ class _Stop:
 
 
 _CANCEL = _Stop(
-    at_once=jobs.cancel,
-    request=jobs.request_cancel,
+    at_once=job_changes.cancel,
+    request=job_changes.request_cancel,
     states=frozenset({State.CANCELLING, State.CANCELLED}),
     stopped=EventType.CANCELLED,
     requested=EventType.CANCEL_REQUESTED,
     error="The job has {state}; it cannot be cancelled",
 )
 _PAUSE = _Stop(
-    at_once=jobs.pause,
-    request=jobs.request_pause,
+    at_once=job_changes.pause,
+    request=job_changes.request_pause,
     states=frozenset({State.PAUSING, State.PAUSED}),
     stopped=EventType.PAUSED,
     requested=EventType.PAUSE_REQUESTED,
@@ -85,8 +94,8 @@ def create_job(
         InvalidRequestError: if the job names a source it may not use.
         IdempotencyKeyReusedError: if the key belongs to another request.
     """
-    admit(resources.settings, request, locator(resources, principal.project_id))
-    job_id = new_job_id()
+    admitted = admit(resources.settings, request, locator(resources, principal.project_id))
+    job_id, needed = new_job_id(), required_gpu_bytes(admitted)
     with resources.database.transaction() as transaction:
         if idempotency_key is not None:
             claim = idempotency.Claim(
@@ -98,7 +107,7 @@ def create_job(
             earlier = idempotency.reserve(transaction, claim)
             if earlier is not None:
                 return _replay(transaction, principal, claim, earlier)
-        job = enqueue_job(resources, transaction, principal, job_id, request)
+        job = enqueue_job(resources, transaction, principal, job_id, request, gpu_bytes=needed)
     return Creation(job=job, replayed=False)
 
 
@@ -108,8 +117,13 @@ def enqueue_job(
     principal: Principal,
     job_id: str,
     request: JobRequest,
+    *,
+    gpu_bytes: int | None,
 ) -> JobRecord:
-    """Write the job's row, its first event and its wake-up message."""
+    """Write the job's row, its first event and its wake-up message.
+
+    `gpu_bytes` is the memory that it needs on a GPU; None if it is not known.
+    """
     settings = resources.settings
     if request.max_runtime_s is None:
         request = replace(request, max_runtime_s=settings.max_runtime_s)
@@ -120,6 +134,7 @@ def enqueue_job(
         request,
         attempts=settings.max_attempts,
         store_prefix=deployment.current(transaction).store_prefix,
+        gpu_bytes=gpu_bytes,
     )
     _announce_queued(transaction, job_id, EventType.QUEUED)
     return job
@@ -181,7 +196,7 @@ def resume_job(resources: Resources, principal: Principal, job_id: str) -> JobRe
         job = locked_job(transaction, principal, job_id)
         if job.state in _QUEUED_OR_RUNNING:
             return job
-        resumed = jobs.resume(transaction, job_id)
+        resumed = job_changes.resume(transaction, job_id)
         if resumed is None:
             raise IllegalTransitionError(f"The job is {job.state}; only a paused one is resumed")
         _announce_queued(transaction, job_id, EventType.RESUMED)
@@ -200,7 +215,7 @@ def retry_job(resources: Resources, principal: Principal, job_id: str) -> JobRec
             return job
         if job.expired_at is not None:
             raise IllegalTransitionError("The job has expired; submit it again")
-        retried = jobs.retry(transaction, job_id)
+        retried = job_changes.retry(transaction, job_id)
         if retried is None:
             detail = f"The job is {job.state}; only a failed or cancelled one is retried"
             raise IllegalTransitionError(detail)

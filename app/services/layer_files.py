@@ -10,7 +10,7 @@ import hashlib
 import shutil
 from pathlib import Path
 
-from app.adapters.database import jobs, layer_files
+from app.adapters.database import layer_files, leases
 from app.adapters.database.engine import Transaction
 from app.domain.artifact import LayerFile, layer_key
 from app.domain.errors import ArtifactNotFoundError, LeaseLostError
@@ -39,7 +39,7 @@ def keep(resources: Resources, job: JobRecord, file: Path, *, replaces: str | No
     layer_file = LayerFile(name=file.name, key=key, bytes=file.stat().st_size, sha256=_sha256(file))
     resources.store.put_file(key, file)
     with resources.database.transaction() as transaction:
-        if not jobs.lock_owned(transaction, job.lease):
+        if not leases.lock_owned(transaction, job.lease):
             raise LeaseLostError
         layer_files.insert_new(transaction, job.id, layer_file)
         replaced = _forget_others(transaction, job.id, layer_file, replaces)
@@ -95,7 +95,7 @@ def _bring(resources: Resources, job: JobRecord, row: LayerFile, directory: Path
         return True
     target.unlink(missing_ok=True)
     with resources.database.transaction() as transaction:
-        if not jobs.lock_owned(transaction, job.lease):
+        if not leases.lock_owned(transaction, job.lease):
             raise LeaseLostError
         layer_files.forget(transaction, job.id, row.name)
     return False

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from app.adapters.database import jobs, outbox, retention, webhooks
+from app.adapters.database import jobs, leases, outbox, retention, webhooks, workers
 from app.adapters.database.engine import Transaction
 from app.domain.errors import BrokerUnavailableError
 from app.domain.lifecycle import State
 from app.domain.principal import Principal, Scope
 from app.domain.service import Service
+from app.domain.worker import WaitingCode
+from app.services.fleet import count_devices, count_waiting
 from app.services.resources import Resources
 from intraslice_core import __version__
 
@@ -26,6 +28,10 @@ class Backlog:
     """Succeeded jobs whose files were missed in the store."""
     webhooks_on_previous_key: int | None
     """Enabled webhooks whose secret needs the previous signing key; None without such a key."""
+    waiting: dict[WaitingCode, int]
+    """Number of queued jobs that no registered worker can run, by reason."""
+    devices: dict[str, int]
+    """Number of registered devices, by kind."""
 
 
 def service_status(resources: Resources, principal: Principal) -> Service:
@@ -35,21 +41,26 @@ def service_status(resources: Resources, principal: Principal) -> Service:
     """
     with resources.database.transaction() as transaction:
         live = jobs.count_live(transaction, principal.project_id)
-        busy = jobs.count_busy_workers(transaction)
+        busy = leases.count_busy_workers(transaction)
+        fleet = workers.live(transaction, principal.project_id)
     return Service(
         version=__version__,
         project=principal.project_id,
         scopes=tuple(scope for scope in Scope if scope in principal.scopes),
         jobs=live,
         busy_workers=busy,
-        workers=_count_workers(resources, busy),
+        workers=_count_workers(resources, max(busy, len(fleet))),
+        fleet=fleet,
     )
 
 
-def _count_workers(resources: Resources, busy: int) -> int | None:
-    """Return the number of registered workers, at least those with a lease; None if unknown."""
+def _count_workers(resources: Resources, seen: int) -> int | None:
+    """Return the number of live workers, at least those seen in the database; None if unknown.
+
+    Workers of earlier releases announce themselves to the broker only.
+    """
     try:
-        return max(resources.workers.count(), busy)
+        return max(resources.workers.count(), seen)
     except BrokerUnavailableError:
         return None
 
@@ -64,6 +75,8 @@ def measure_backlog(resources: Resources) -> Backlog:
             oldest_message_seconds=oldest,
             jobs_missing_artifacts=retention.count_missing(transaction),
             webhooks_on_previous_key=_count_on_previous_key(transaction, resources),
+            waiting=count_waiting(transaction),
+            devices=count_devices(transaction),
         )
 
 

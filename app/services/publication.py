@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from app.adapters.database import artifacts, events, jobs, layer_files, registry_hand_offs
+from app.adapters.database import artifacts, events, job_changes, layer_files, registry_hand_offs
 from app.domain.artifact import (
     MANIFEST,
     SIGNATURE,
@@ -82,7 +82,7 @@ def publish(
     """
     result = summarise(report)
     with resources.database.transaction() as transaction:
-        job = jobs.succeed(transaction, lease, result, report)
+        job = job_changes.succeed(transaction, lease, result, report)
         if job is None:
             raise LeaseLostError
         artifacts.insert_all(transaction, lease.job_id, files)

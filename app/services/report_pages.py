@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from app.adapters.database import artifacts, jobs
 from app.domain.artifact import ArtifactRecord
+from app.domain.errors import ReportNotFoundError
+from app.domain.identifiers import is_job_id
 from app.domain.job import Job, JobFilter
 from app.domain.lifecycle import State
 from app.domain.principal import Principal
@@ -39,6 +43,27 @@ def get_page(resources: Resources, principal: Principal, job_id: str) -> ReportP
         ),
         json_url=f"/v1/jobs/{job.id}",
         artifacts_url=f"/v1/jobs/{job.id}/artifacts",
+    )
+
+
+def get_shared_page(resources: Resources, job_id: str) -> ReportPage:
+    """Return the content of the page for the bearer of a signed link: the link is the permission.
+
+    It has nothing of other jobs, no labels and no links that need a key.
+
+    Raises:
+        ReportNotFoundError: if the job was deleted meanwhile.
+    """
+    with resources.database.transaction() as transaction:
+        job = jobs.find(transaction, job_id) if is_job_id(job_id) else None
+        report = None if job is None else jobs.find_report(transaction, job_id)
+        if job is None or report is None:
+            raise ReportNotFoundError("There is no such report; the job may have been deleted")
+        files = artifacts.of_job(transaction, job_id) if job.expired_at is None else []
+    return ReportPage(
+        report=CompressionReport.model_validate(report),
+        job=replace(_facts(job), labels={}),
+        files=tuple(_published(file) for file in files),
     )
 
 

@@ -75,8 +75,13 @@ class Resources:
         self.database.close()
 
 
-def open_resources(settings: Settings, *, signs: bool = False) -> Resources:
+def open_resources(settings: Settings, *, signs: bool = False, jobs_at_once: int = 1) -> Resources:
     """Build the clients without connecting: a server that is down fails requests, not the start.
+
+    Args:
+        settings: settings of this process.
+        signs: this process signs artifacts.
+        jobs_at_once: jobs that it runs at the same time, each with connections of its own.
 
     Raises:
         ConfigurationError: if a URL or the data directory cannot be used, or this process signs
@@ -88,7 +93,7 @@ def open_resources(settings: Settings, *, signs: bool = False) -> Resources:
     previous = former.get_secret_value() if former else None
     guard = DestinationGuard(allow_loopback=settings.webhook_allow_loopback)
     celery = make_celery(settings.broker_url)
-    database = Database(settings.database_url, pool_size=15 + 2 * settings.worker_concurrency)
+    database = Database(settings.database_url, pool_size=15 + 2 * jobs_at_once)
     deployment = DeploymentIdentity(database)
     return Resources(
         settings=settings,

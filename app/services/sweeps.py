@@ -20,6 +20,7 @@ from app.domain.principal import Principal
 from app.domain.sweep import SweepDetails, SweepList, SweepRequest
 from app.services.admission import admit
 from app.services.jobs import cancel_job, enqueue_job, fingerprint
+from app.services.requirements import required_gpu_bytes
 from app.services.resources import Resources
 from app.services.uploads import locator
 from intraslice_core.reports.sweep import SweepChild
@@ -50,7 +51,7 @@ def create_sweep(
     """
     sweep_id = new_id(SWEEP)
     requests = _job_requests(sweep_id, request)
-    _admit_all(resources, principal, request, requests)
+    needed = _admit_all(resources, principal, request, requests)
     claim = sweeps.Claim(
         project_id=principal.project_id,
         idempotency_key=idempotency_key,
@@ -59,8 +60,9 @@ def create_sweep(
     with resources.database.transaction() as transaction:
         if not sweeps.insert_sweep(transaction, sweep_id, request, claim):
             return _replay(transaction, principal, claim)
-        for job_request in requests:
-            enqueue_job(resources, transaction, principal, new_job_id(), job_request)
+        for job_request, size in zip(requests, needed, strict=True):
+            job_id = new_job_id()
+            enqueue_job(resources, transaction, principal, job_id, job_request, gpu_bytes=size)
         return SweepCreation(sweep=_existing(transaction, principal, sweep_id), replayed=False)
 
 
@@ -117,21 +119,23 @@ def _job_requests(sweep_id: str, request: SweepRequest) -> list[JobRequest]:
 
 def _admit_all(
     resources: Resources, principal: Principal, sweep: SweepRequest, requests: list[JobRequest]
-) -> None:
-    """Raise if any job would be rejected.
+) -> list[int | None]:
+    """Return the GPU memory of each job; raise if any would be rejected.
 
     Problems with its ratio point to `/ratios/{index}`, problems with its method to
     `/methods/{index}` where methods are given.
     """
     problems: dict[FieldProblem, None] = {}
+    needed: list[int | None] = []
     locate = locator(resources, principal.project_id)
     for child, request in zip(sweep.children, requests, strict=True):
         try:
-            admit(resources.settings, request, locate)
+            needed.append(required_gpu_bytes(admit(resources.settings, request, locate)))
         except InvalidRequestError as error:
             problems |= dict.fromkeys(_placed(problem, sweep, child) for problem in error.fields)
     if problems:
         raise InvalidRequestError("A job of the sweep would be rejected", fields=tuple(problems))
+    return needed
 
 
 def _placed(problem: FieldProblem, sweep: SweepRequest, child: SweepChild) -> FieldProblem:

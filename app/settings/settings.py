@@ -181,6 +181,12 @@ class Settings(AccessSettings, LimitSettings, WorkSettings, IntegrationSettings)
         )
 
     @property
+    def worker_gpu_numbers(self) -> tuple[int, ...]:
+        """Numbers of the GPUs that a worker uses; empty for all of them, and for none."""
+        listed = _listed(self.worker_devices)
+        return tuple(int(name) for name in listed if name.isdecimal())
+
+    @property
     def model_limits(self) -> ModelLimits:
         """Largest model, in the engine's form."""
         return ModelLimits(max_parameters=self.max_parameters, max_bytes=self.max_model_bytes)

@@ -14,6 +14,7 @@ from pydantic_settings import NoDecode
 _JSON_LIST = re.compile(r'\[\s*["\]]')
 """Start of a JSON list of texts, as opposed to a glob such as `[ab]*/*`."""
 _DRIVER = "postgresql+psycopg"
+ALL_DEVICES, CPU_ONLY = "all", "cpu"
 _BROKERS = ("redis", "rediss", "redis+socket")
 _STORES = (
     *("file", "s3", "s3a", "gs", "az", "adl", "azure", "abfs", "abfss"),
@@ -135,6 +136,22 @@ def _http_url(url: str) -> str:
     return url
 
 
+def _worker_devices(value: str) -> str:
+    """Check the selection and remove spaces.
+
+    Raises:
+        ValueError: if it is neither `all` nor `cpu` nor a list of different numbers.
+    """
+    names = [name.strip() for name in value.split(",")]
+    if names in ([ALL_DEVICES], [CPU_ONLY]):
+        return names[0]
+    if not all(name.isdecimal() for name in names) or len(set(map(int, names))) < len(names):
+        raise ValueError(
+            "selects no devices; write all, cpu, or different numbers of GPUs such as 0,1"
+        )
+    return ",".join(names)
+
+
 PathList = Annotated[
     tuple[Path, ...], NoDecode, BeforeValidator(_split_paths), AfterValidator(_absolute)
 ]
@@ -145,3 +162,5 @@ DatabaseUrl = Annotated[str, AfterValidator(_database_url)]
 BrokerUrl = Annotated[str, AfterValidator(_broker_url)]
 StoreUrl = Annotated[str, AfterValidator(_store_url)]
 HttpUrl = Annotated[str, AfterValidator(_http_url)]
+WorkerDevices = Annotated[str, AfterValidator(_worker_devices)]
+"""`all`, `cpu`, or numbers of GPUs separated by commas."""

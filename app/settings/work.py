@@ -5,6 +5,7 @@ from __future__ import annotations
 from pydantic import Field
 
 from app.settings.base import SettingsGroup, renamed
+from app.settings.types import ALL_DEVICES, WorkerDevices
 
 
 class WorkSettings(SettingsGroup):
@@ -51,7 +52,11 @@ class WorkSettings(SettingsGroup):
         default=3, ge=1, description="Attempts before a job fails (at least 1; default 3)"
     )
     worker_concurrency: int = Field(
-        default=1, ge=1, description="Jobs one worker runs at once (at least 1; default 1)"
+        default=1, ge=1, description="Jobs one worker runs at once on a CPU (at least 1; default 1)"
+    )
+    worker_devices: WorkerDevices = Field(
+        default=ALL_DEVICES,
+        description="Devices of a worker: all GPUs, GPUs by number (0,1), or cpu (default all)",
     )
     drain_seconds: float = Field(
         default=5.0,

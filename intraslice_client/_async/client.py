@@ -84,7 +84,7 @@ class AsyncClient:
         )
 
     async def service(self) -> bodies.Service:
-        """Return the caller's identity and the load of the service."""
+        """Return the caller's identity, and the load and the workers of the service."""
         return await self._transport.fetch(bodies.Service, "GET", "/v1/service")
 
     async def ready(self) -> bool:

@@ -80,7 +80,7 @@ class Client:
         return self._transport.fetch(bodies.AuditList, "GET", "/v1/audit", params={"limit": limit})
 
     def service(self) -> bodies.Service:
-        """Return the caller's identity and the load of the service."""
+        """Return the caller's identity, and the load and the workers of the service."""
         return self._transport.fetch(bodies.Service, "GET", "/v1/service")
 
     def ready(self) -> bool:

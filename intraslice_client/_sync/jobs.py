@@ -11,7 +11,7 @@ from pathlib import Path
 import httpx
 from httpx_sse import connect_sse
 
-from app.domain.artifact import Artifact, ArtifactList
+from app.domain.artifact import Artifact, ArtifactList, ReportLink
 from app.domain.events import ENDS, LIVE, Event, EventList, JobLive
 from app.domain.job import Job, JobList
 from app.domain.lifecycle import TERMINAL, State
@@ -159,6 +159,21 @@ class Jobs:
         """Return the compression report as a self-contained HTML page."""
         path = f"/v1/jobs/{job_id}/report"
         return (self._transport.send("GET", path, headers=_ACCEPT_HTML)).text
+
+    def share_report(self, job_id: str, *, seconds: int | None = None) -> ReportLink:
+        """Create a link to the report page of a job that works without an API key.
+
+        Args:
+            job_id: id of the job.
+            seconds: lifetime of the link; None selects that of the service, 7 days.
+        """
+        return self._transport.fetch(
+            ReportLink,
+            "POST",
+            f"/v1/jobs/{job_id}/report-links",
+            params=without_none(seconds=seconds),
+            idempotent=True,
+        )
 
     def hand_offs(self, job_id: str) -> tuple[bodies.HandOff, ...]:
         """List the registry hand-offs of a job's checkpoint with their states."""

@@ -18,6 +18,7 @@ from intraslice_core import decoder_layer, slicing
 from intraslice_core.checkpoints.dense_model import DenseLayers, mean_loss
 from intraslice_core.decoder_layer import LayerWeights
 from intraslice_core.sensitivity.dense_pass import sequences_at_once
+from intraslice_core.transfers import device_batches
 from intraslice_core.unit_removal import keep_best
 
 MAX_TOKENS = 2048
@@ -97,8 +98,9 @@ class AttentionRemoval:
         """Overwrite hidden states, (sequences, length, hidden_size), by those after a layer."""
         length, device = hidden.shape[1], self.layers.device
         settings, rotary = self.layers.settings(layer), self.layers.rotary(layer, length)
-        for rows in torch.split(hidden, sequences_at_once(self.batch_size, length, device)):
-            rows.copy_(decoder_layer.forward(rows.to(device), weights, settings, rotary))
+        at_once = sequences_at_once(self.batch_size, length, device)
+        for batch in device_batches(hidden, at_once, device):
+            batch.replace(decoder_layer.forward(batch.values, weights, settings, rotary))
 
 
 def _report(before_batch: Callable[[float], None], step: int, steps: int, done: float) -> None:

@@ -24,6 +24,7 @@ from intraslice_core.errors import NumericalError
 from intraslice_core.files import atomic_file
 from intraslice_core.sensitivity.block_influence import InfluenceAccumulator
 from intraslice_core.sensitivity.dense_pass import sequences_at_once
+from intraslice_core.transfers import device_batches
 
 MAX_TOKENS = 1024
 """Tokens that influences are measured on: beginnings of the sequences.
@@ -99,9 +100,10 @@ class LayerRemovalSearch:
         weights, settings = self.layers.weights(layer), self.layers.settings(layer)
         length, device = states[0].shape[1], self.layers.device
         rotary = self.layers.rotary(layer, length)
+        at_once = sequences_at_once(self.batch_size, length, device)
         for hidden in states:
-            for rows in torch.split(hidden, sequences_at_once(self.batch_size, length, device)):
-                rows.copy_(decoder_layer.forward(rows.to(device), weights, settings, rotary))
+            for batch in device_batches(hidden, at_once, device):
+                batch.replace(decoder_layer.forward(batch.values, weights, settings, rotary))
 
     def _influence(self, layer: int, whole: Tensor, without: Tensor) -> float:
         """Return one minus the mean cosine of last hidden states with and without a layer."""

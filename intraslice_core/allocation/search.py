@@ -23,6 +23,7 @@ from intraslice_core.plan import LayerPlan, ModelPlan
 from intraslice_core.sensitivity.cut_layers import CuttableLayer
 from intraslice_core.sensitivity.dense_pass import DensePass, sequences_at_once
 from intraslice_core.sensitivity.layer_sensitivity import LayerSensitivity
+from intraslice_core.transfers import device_batches
 
 _DAMPING = 0.1
 """Relative damping of the refits, per dimension."""
@@ -63,7 +64,7 @@ class TrialCompression:
             NumericalError: if a refit fails, naming the layer.
         """
         fit = self.layers.memory.copy(self.layers.embed(self.fit).cpu())
-        check = self.layers.embed(self.check).cpu()
+        check = self.layers.embed(self.check).to(self.device)
         # Of the dense model, then of every plan.
         states = [check, *(check.clone() for _ in plans)]
         for layer in range(self.layers.num_layers):
@@ -91,8 +92,9 @@ class TrialCompression:
         """Return the layer with its moments, and advance the hidden states of `fit` past it."""
         length = fit.shape[1]
         dense = DensePass(self.layers, layer, length, self.prefix_length)
-        for rows in torch.split(fit, sequences_at_once(self.batch_size, length, self.device)):
-            rows.copy_(dense.advance(rows))
+        at_once = sequences_at_once(self.batch_size, length, self.device)
+        for batch in device_batches(fit, at_once, self.device):
+            batch.replace(dense.advance(batch.values))
         return CuttableLayer(
             weights=dense.weights,
             settings=self.layers.settings(layer),
@@ -103,14 +105,14 @@ class TrialCompression:
         )
 
     def _advanced(self, layer: int, check: Tensor, weights: LayerWeights) -> Tensor:
-        """Return the held-out hidden states after a layer, on their device."""
+        """Return the held-out hidden states after a layer."""
         length, settings = check.shape[1], self.layers.settings(layer)
         rotary = self.layers.rotary(layer, length)
         batches = [
-            decoder_layer.forward(rows.to(self.device), weights, settings, rotary)
+            decoder_layer.forward(rows, weights, settings, rotary)
             for rows in torch.split(check, sequences_at_once(self.batch_size, length, self.device))
         ]
-        return torch.cat(batches).to(check.device)
+        return torch.cat(batches)
 
 
 CANDIDATES = (

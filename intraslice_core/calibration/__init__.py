@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from intraslice_core.calibration.generated_text import generate_tokens
+from intraslice_core.calibration.generated_text import (
+    WrittenText,
+    generate_texts,
+    generate_tokens,
+)
 from intraslice_core.calibration.python_text import Part
 from intraslice_core.calibration.sources import VALID_SOURCES, Reading, interleave, load_text
 from intraslice_core.calibration.tokens import (
@@ -16,14 +20,19 @@ from intraslice_core.calibration.tokens import (
 )
 from intraslice_core.calibration.window_stream import stream_windows
 from intraslice_core.calibration.windows import text_prefix
+from intraslice_core.calibration.writing_pace import WritingListener, WritingProgress
 
 __all__ = [
     "VALID_SOURCES",
     "Part",
     "ReadTokens",
     "Reading",
+    "WritingListener",
+    "WritingProgress",
+    "WrittenText",
     "calibration_hash",
     "calibration_tokens",
+    "generate_texts",
     "generate_tokens",
     "interleave",
     "load_text",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -40,15 +41,19 @@ class Layout:
 
 
 class Conversations:
-    """Prompts for a model that generates conversations in sequence."""
+    """Prompts for a model that writes conversations in one sequence.
 
-    def __init__(self, layout: Layout, seed: int) -> None:
-        self._layout = layout
-        self._order = _shuffled(len(layout.openings), seed)
+    Args:
+        layout: tokens of the prompts and of what follows answers.
+        prompts: numbers of the sequence's prompts, in order and without end.
+    """
+
+    def __init__(self, layout: Layout, prompts: Iterator[int]) -> None:
+        self._layout, self._prompts = layout, prompts
 
     def opening(self) -> Sequence[int]:
         """Return the first tokens of a sequence."""
-        return self._layout.openings[next(self._order)]
+        return self._layout.openings[next(self._prompts)]
 
     def after(self, token: int) -> Sequence[int]:
         """Return the tokens that follow a generated one: after an answer, the next prompt."""
@@ -57,6 +62,30 @@ class Conversations:
         closing = self._layout.closing
         rest = closing[1:] if closing and closing[0] == token else ()
         return (*rest, *self.opening())
+
+
+class PromptOrder:
+    """Random order of the prompts without end: all of them, then all of them anew.
+
+    Sequences take their prompts from it in turn. Which ones a sequence gets does not depend on when
+    its answers end, or on the other sequences.
+
+    Args:
+        count: number of prompts.
+        seed: of the order.
+    """
+
+    def __init__(self, count: int, seed: int) -> None:
+        self._count = count
+        self._generator = torch.Generator().manual_seed(seed)
+        self._order: list[int] = []
+
+    def of_sequence(self, index: int, sequences: int) -> Iterator[int]:
+        """Yield the prompts of a sequence, numbers below the count."""
+        for place in itertools.count(index, sequences):
+            while place >= len(self._order):
+                self._order += torch.randperm(self._count, generator=self._generator).tolist()
+            yield self._order[place]
 
 
 def prompts(part: Part) -> list[str]:
@@ -120,13 +149,6 @@ def _template_errors(part: Part) -> Iterator[None]:
 
 def _is_held_out(prompt: str) -> bool:
     return hashlib.sha256(prompt.encode()).digest()[0] % _HELD_OUT == 0
-
-
-def _shuffled(count: int, seed: int) -> Iterator[int]:
-    """Yield the numbers below `count` in random order, all of them before any is repeated."""
-    generator = torch.Generator().manual_seed(seed)
-    while True:
-        yield from torch.randperm(count, generator=generator).tolist()
 
 
 def _rendered(tokenizer: PreTrainedTokenizerBase, turns: list[tuple[str, str]]) -> str:

@@ -2,110 +2,50 @@
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
 from itertools import chain
-from typing import Any, Protocol
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
-from transformers.cache_utils import DynamicLayer
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from intraslice_core.calibration.conversations import Conversations, conversation_layout
+from intraslice_core.calibration.conversations import (
+    Conversations,
+    PromptOrder,
+    conversation_layout,
+)
+from intraslice_core.calibration.decoding import Draft, write_sequences
+from intraslice_core.calibration.prompters import AfterPrefix, FreeText, Prompter
 from intraslice_core.calibration.python_text import Part
 from intraslice_core.calibration.sources import FIELDS
 from intraslice_core.calibration.windows import text_prefix
+from intraslice_core.calibration.writing_pace import WritingListener, report_writing
 from intraslice_core.config import CalibrationPart
-from intraslice_core.errors import CalibrationSourceError, NumericalError
-from intraslice_core.progress import CancellationCheck, raise_if_cancelled
-from intraslice_core.substeps import report_substep
-from intraslice_core.text_sources import WRITING_CACHE_BYTES
+from intraslice_core.errors import CalibrationSourceError
+from intraslice_core.progress import CancellationCheck
 from intraslice_core.tokenizer import embedding_rows, require_known_tokens
 
-TEMPERATURE = 1.0
-TOP_K = 50
-_MAX_BATCH_SIZE = 128
-"""Largest number of sequences at once; more are hardly faster."""
 _EVALUATION_SEED_OFFSET = 2**31
 """Offset of evaluation seeds, above every calibration seed."""
+_LENGTHS: dict[Part, str] = {
+    "calibration": "compression.calibration.sequence_length",
+    "evaluation": "evaluation.context_length",
+}
+"""Settings of the length of the sequences."""
 
 
-class Prompter(Protocol):
-    """Source of the tokens that the model does not sample."""
+@dataclass(frozen=True, kw_only=True)
+class WrittenText:
+    """A text that the model is to write."""
 
-    def opening(self) -> Sequence[int]:
-        """Return the first tokens of a sequence, at least one."""
-
-    def after(self, token: int) -> Sequence[int]:
-        """Return the tokens that must follow a sampled one, often none."""
-
-
-class _FreeText:
-    """Prompter that gives only the first token."""
-
-    def __init__(self, first: int) -> None:
-        self._first = first
-
-    def opening(self) -> Sequence[int]:
-        return (self._first,)
-
-    def after(self, token: int) -> Sequence[int]:
-        del token
-        return ()
+    order: CalibrationPart
+    """Source `self` or `chat`, number and length of the sequences, and seed."""
+    part: Part = "calibration"
+    """Evaluation uses other seeds and other prompts than calibration."""
 
 
-class _AfterPrefix:
-    """Prompter whose sequences begin with the tokenizer's prefix and contain it nowhere else.
-
-    A text of several documents or conversations is thereby like the windows of any other text.
-    """
-
-    def __init__(self, prompter: Prompter, prefix: Sequence[int]) -> None:
-        self._prompter, self._prefix = prompter, prefix
-
-    def opening(self) -> Sequence[int]:
-        return (*self._prefix, *self._without(self._prompter.opening()))
-
-    def after(self, token: int) -> Sequence[int]:
-        return self._without(self._prompter.after(token))
-
-    def _without(self, tokens: Sequence[int]) -> Sequence[int]:
-        return [token for token in tokens if token not in self._prefix]
-
-
-class _PreallocatedLayer(DynamicLayer):
-    """Cache layer allocated for all tokens; the base class copies everything at each token."""
-
-    def __init__(self, length: int) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self._length = length
-        self._storage: tuple[Tensor, Tensor] | None = None
-
-    def update(
-        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
-    ) -> tuple[Tensor, Tensor]:
-        """Append states (batch, heads, new, width) and return all cached keys and values."""
-        del args, kwargs
-        if self._storage is None:
-            self.lazy_initialization(key_states, value_states)
-            self._storage = self._allocate(key_states), self._allocate(value_states)
-            begin = 0
-        else:
-            begin = self.get_seq_length()
-        end = begin + key_states.shape[-2]
-        keys, values = self._storage
-        keys[:, :, begin:end] = key_states
-        values[:, :, begin:end] = value_states
-        self.keys, self.values = keys[:, :, :end], values[:, :, :end]
-        return self.keys, self.values
-
-    def _allocate(self, states: Tensor) -> Tensor:
-        batch, heads, _, width = states.shape
-        return states.new_empty(batch, heads, self._length, width)
-
-
-@torch.inference_mode()
 def generate_tokens(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -113,47 +53,107 @@ def generate_tokens(
     *,
     part: Part = "calibration",
     should_cancel: CancellationCheck,
+    on_progress: WritingListener = report_writing,
 ) -> Tensor:
-    """Sample sequences from the model, starting at their first token.
-
-    They begin with the tokenizer's prefix, if it has one (`windows.text_prefix`).
-    The result is bitwise repeatable on a CPU. An end-of-text token does not stop a sequence: it is
-    followed by the next document, started by the model (`self`) or by a prompt (`chat`). Evaluation
-    uses other seeds and other prompts than calibration.
+    """Sample the sequences of one text from the model; see `generate_texts`.
 
     Returns:
         (samples, sequence_length), int64, on the CPU.
+    """
+    (tokens,) = generate_texts(
+        model,
+        tokenizer,
+        [WrittenText(order=config, part=part)],
+        should_cancel=should_cancel,
+        on_progress=on_progress,
+    )
+    return tokens
+
+
+def generate_texts(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    texts: Sequence[WrittenText],
+    *,
+    should_cancel: CancellationCheck,
+    on_progress: WritingListener = report_writing,
+) -> list[Tensor]:
+    """Sample the sequences of several texts from the model together, starting at their first token.
+
+    They begin with the tokenizer's prefix, if it has one (`windows.text_prefix`). A sequence
+    follows from its seed and its number, whatever is written beside it; the result is bitwise
+    repeatable on a CPU. An end-of-text token does not stop a sequence: it is followed by the next
+    document, started by the model (`self`) or by a prompt (`chat`).
+
+    Args:
+        model: writes the text; its mode is restored.
+        tokenizer: tokenizer of the model.
+        texts: texts to write; the number of their passes is that of the longest sequence.
+        should_cancel: checked before each token.
+        on_progress: receives the number of written tokens of all texts.
+
+    Returns:
+        Sequences of every text, (samples, sequence_length) each, int64, on the CPU.
 
     Raises:
         CalibrationSourceError: if neither tokenizer nor model has a BOS or EOS token (`self`), or
             the chat template cannot be rendered (`chat`).
+        NumericalError: if the logits of the model are not finite.
+        OutOfDeviceMemoryError: if a single sequence does not fit the device.
         TokenizerError: if the model has no embedding for a token that it must begin with.
+        CompressionCancelledError: if the run is cancelled.
     """
-    seed = config.seed + (_EVALUATION_SEED_OFFSET if part == "evaluation" else 0)
-    prompter: Prompter
-    if config.source == "chat":
-        layout = conversation_layout(model, tokenizer, part)
-        _require_known(model, tokenizer, [*chain(*layout.openings), *layout.closing], "chat")
-        prompter = Conversations(layout, seed)
-    else:
-        first = _first_token(model, tokenizer, part)
-        _require_known(model, tokenizer, [first], "self")
-        prompter = _FreeText(first)
+    drafts = [_drafts(model, tokenizer, text) for text in texts]
+    tokens = write_sequences(
+        model,
+        [*chain(*drafts)],
+        should_cancel=should_cancel,
+        on_progress=on_progress,
+        lower=_LENGTHS[texts[0].part],
+    )
+    sequences = iter(tokens)
+    return [torch.stack([next(sequences) for _ in of_text]) for of_text in drafts]
+
+
+def _drafts(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, text: WrittenText
+) -> list[Draft]:
+    """Return the sequences of a text, none of them written yet."""
+    order = text.order
+    seed = order.seed + (_EVALUATION_SEED_OFFSET if text.part == "evaluation" else 0)
+    prompter_of = _prompters(model, tokenizer, text, seed)
     prefix = text_prefix(tokenizer)
     if prefix:
-        _require_known(model, tokenizer, list(prefix), config.source)
-        prompter = _AfterPrefix(prompter, prefix)
-    was_training = model.training
-    model.train(False)
-    generator = torch.Generator(device=model.device).manual_seed(seed)
-    try:
-        batches = [
-            _generate(model, rows, config.sequence_length, prompter, generator, should_cancel)
-            for rows in _batches(config.samples, _max_batch_size(model, config.sequence_length))
-        ]
-    finally:
-        model.train(was_training)
-    return torch.cat(batches)
+        _require_known(model, tokenizer, list(prefix), order.source)
+
+    def prompter(index: int) -> Prompter:
+        own = prompter_of(index)
+        return AfterPrefix(own, prefix) if prefix else own
+
+    return [
+        Draft(
+            length=order.sequence_length,
+            seed=seed,
+            index=index,
+            prompter=partial(prompter, index),
+        )
+        for index in range(order.samples)
+    ]
+
+
+def _prompters(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, text: WrittenText, seed: int
+) -> Callable[[int], Prompter]:
+    """Return a function that returns the prompter of a sequence by its number."""
+    if text.order.source != "chat":
+        first = _first_token(model, tokenizer, text.part)
+        _require_known(model, tokenizer, [first], "self")
+        return lambda _: FreeText(first)
+    layout = conversation_layout(model, tokenizer, text.part)
+    _require_known(model, tokenizer, [*chain(*layout.openings), *layout.closing], "chat")
+    prompts = PromptOrder(len(layout.openings), seed)
+    samples = text.order.samples
+    return lambda index: Conversations(layout, prompts.of_sequence(index, samples))
 
 
 def _require_known(
@@ -161,87 +161,6 @@ def _require_known(
 ) -> None:
     """Raise if the model has no embedding for a token that it does not sample itself."""
     require_known_tokens(torch.tensor(tokens), embedding_rows(model), tokenizer, f"`{source}`")
-
-
-def _generate(
-    model: PreTrainedModel,
-    rows: int,
-    length: int,
-    prompter: Prompter,
-    generator: torch.Generator,
-    should_cancel: CancellationCheck,
-) -> Tensor:
-    """Generate (rows, length) tokens, one of every row at a time, by the model or the prompter."""
-    forced = [deque(prompter.opening()) for _ in range(rows)]
-    begin = min(length, *map(len, forced))
-    tokens = [torch.tensor([[queue.popleft() for _ in range(begin)] for queue in forced])]
-    cache = _preallocated_cache(model, length)
-    for position in range(begin, length):
-        raise_if_cancelled(should_cancel)
-        report_substep(f"generating token {position + 1}/{length}")
-        output: Any = model(
-            input_ids=tokens[-1].to(model.device),
-            past_key_values=cache,
-            use_cache=True,
-            logits_to_keep=1,
-        )
-        sampled = _sample(output.logits[:, -1], generator).tolist()
-        pairs = zip(forced, sampled, strict=True)
-        tokens.append(torch.tensor([[_next(queue, token, prompter)] for queue, token in pairs]))
-    return torch.cat(tokens, dim=1)
-
-
-def _next(forced: deque[int], sampled: int, prompter: Prompter) -> int:
-    """Return the next forced token, or the sampled one if none is queued."""
-    if forced:
-        return forced.popleft()
-    forced.extend(prompter.after(sampled))
-    return sampled
-
-
-def _sample(logits: Tensor, generator: torch.Generator) -> Tensor:
-    """Sample one of the `TOP_K` likeliest tokens per row of (batch, vocabulary); (batch,).
-
-    Raises:
-        NumericalError: if a logit is not finite.
-    """
-    if not torch.isfinite(logits.sum()):
-        raise NumericalError("the logits of the text that the model writes are not finite")
-    values, indices = logits.float().topk(min(TOP_K, logits.shape[-1]), dim=-1)
-    probabilities = torch.softmax(values / TEMPERATURE, dim=-1)
-    return indices.gather(-1, torch.multinomial(probabilities, 1, generator=generator)).flatten()
-
-
-def _preallocated_cache(model: PreTrainedModel, length: int) -> DynamicCache:
-    """Return the model's cache, preallocated for layers that store every token."""
-    cache = DynamicCache(config=model.config)
-    cache.layers = [
-        _PreallocatedLayer(length) if type(layer) is DynamicLayer else layer
-        for layer in cache.layers
-    ]
-    return cache
-
-
-def _max_batch_size(model: PreTrainedModel, length: int) -> int:
-    """Return the number of sequences whose keys and values fit into `WRITING_CACHE_BYTES`.
-
-    The size per token is measured by a forward pass of one token.
-    """
-    cache = DynamicCache(config=model.config)
-    token = torch.zeros(1, 1, dtype=torch.int64, device=model.device)
-    model(input_ids=token, past_key_values=cache, use_cache=True)
-    layers: list[Any] = list(cache.layers)
-    # A layer whose attention was removed has no keys.
-    filled = [layer for layer in layers if layer.keys is not None]
-    token_bytes = sum(int(layer.keys.nbytes + layer.values.nbytes) for layer in filled)
-    return min(max(WRITING_CACHE_BYTES // max(token_bytes * length, 1), 1), _MAX_BATCH_SIZE)
-
-
-def _batches(samples: int, max_batch_size: int) -> Iterator[int]:
-    """Yield the sizes of the fewest possible batches, as equal as possible."""
-    count = -(-samples // max_batch_size)
-    for index in range(count):
-        yield samples // count + (index < samples % count)
 
 
 def _first_token(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, part: Part) -> int:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from functools import cache
 from typing import Any
 
 import numpy as np
@@ -13,12 +12,13 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from intraslice_core.calibration.generated_text import generate_tokens
+from intraslice_core.calibration.generated_text import WrittenText, generate_texts
 from intraslice_core.calibration.pieces import Piece
 from intraslice_core.calibration.python_text import Part
 from intraslice_core.calibration.record_tally import RecordTally
 from intraslice_core.calibration.sources import Reading, interleave, load_text
 from intraslice_core.calibration.windows import full_windows, special_tokens, text_prefix
+from intraslice_core.calibration.writing_pace import WritingListener, report_writing
 from intraslice_core.config import CalibrationConfig, CalibrationPart
 from intraslice_core.errors import (
     CalibrationSourceError,
@@ -57,6 +57,7 @@ def calibration_tokens(
     *,
     model: ModelSource | None = None,
     should_cancel: CancellationCheck = never_cancelled,
+    on_writing: WritingListener = report_writing,
     warnings: list[str] | None = None,
 ) -> Tensor:
     """Return the calibration sequences: windows of texts chosen at random, or generated text.
@@ -70,6 +71,7 @@ def calibration_tokens(
         tokenizer: tokenizer of the model.
         model: generates the text of `self` and `chat`; a function is called only for these.
         should_cancel: checked while the model generates.
+        on_writing: receives the number of tokens that the model has written.
         warnings: extended by warnings about records that were skipped.
 
     Returns:
@@ -80,16 +82,6 @@ def calibration_tokens(
         CalibrationTooShortError: if a source contains too few tokens.
         CalibrationUniformError: if the texts repeat a few tokens only.
     """
-
-    @cache
-    def generator() -> PreTrainedModel:
-        if model is None:
-            raise CalibrationSourceError(
-                "`self` and `chat` need the model that generates the text",
-                field="calibration.source",
-            )
-        return model if isinstance(model, PreTrainedModel) else model()
-
     parts = config.parts()
     # Texts are read first: they may be too short, and generation takes long. Web text may be out of
     # reach.
@@ -99,11 +91,13 @@ def calibration_tokens(
         if part.source not in WRITTEN
     }
     try:
-        generated = {
-            part.source: generate_tokens(generator(), tokenizer, part, should_cancel=should_cancel)
-            for part in parts
-            if part.source in WRITTEN
-        }
+        generated = _write(
+            [part for part in parts if part.source in WRITTEN],
+            tokenizer,
+            model,
+            should_cancel,
+            on_writing,
+        )
     except (CalibrationSourceError, NumericalError) as error:
         if not config.self_share:
             raise
@@ -114,6 +108,7 @@ def calibration_tokens(
             tokenizer,
             model=model,
             should_cancel=should_cancel,
+            on_writing=on_writing,
             warnings=warnings,
         )
     sequences = [(read | generated)[part.source] for part in parts]
@@ -121,6 +116,35 @@ def calibration_tokens(
     given = sequences[: len(config.sources)] if config.self_share else sequences
     require_variety(interleave(given), read)
     return interleave(sequences)
+
+
+def _write(
+    parts: Sequence[CalibrationPart],
+    tokenizer: PreTrainedTokenizerBase,
+    model: ModelSource | None,
+    should_cancel: CancellationCheck,
+    on_writing: WritingListener,
+) -> dict[str, Tensor]:
+    """Let the model write the sequences of all parts together; return them by source.
+
+    Raises:
+        CalibrationSourceError: if no model is given, or it cannot write a source.
+    """
+    if not parts:
+        return {}
+    if model is None:
+        raise CalibrationSourceError(
+            "`self` and `chat` need the model that generates the text",
+            field="calibration.source",
+        )
+    written = generate_texts(
+        model if isinstance(model, PreTrainedModel) else model(),
+        tokenizer,
+        [WrittenText(order=part) for part in parts],
+        should_cancel=should_cancel,
+        on_progress=on_writing,
+    )
+    return {part.source: rows for part, rows in zip(parts, written, strict=True)}
 
 
 def sequence_sources(config: CalibrationConfig) -> Tensor:

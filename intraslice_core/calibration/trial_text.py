@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from intraslice_core.calibration.generated_text import generate_tokens
+from intraslice_core.calibration.generated_text import WrittenText, generate_texts
 from intraslice_core.calibration.sources import interleave
 from intraslice_core.calibration.tokens import read_windows, require_variety
 from intraslice_core.config import CalibrationConfig, CalibrationPart
@@ -90,16 +90,67 @@ class TrialTextReader:
         """
         warnings: list[str] = []
         calibration, held_out = self._given(warnings)
-        for part in self._calibration_parts():
-            if part.source in WRITTEN and part.source not in calibration:
-                rows = self._written(part, warnings)
-                if rows is not None:
-                    calibration[part.source] = rows
-        for source in sorted(WRITTEN, reverse=True):
-            rows = self._held_out(source, warnings)
-            if rows is not None:
-                held_out[source] = rows
+        written = self._write_all(warnings)
+        for text, rows in written.items():
+            if text.part == "calibration":
+                calibration[text.order.source] = rows
+            else:
+                held_out[text.order.source] = rows
         return TrialText(calibration=calibration, held_out=held_out, warnings=tuple(warnings))
+
+    def _texts(self) -> list[WrittenText]:
+        """Return the texts that the model is to write: those of the trials, then the held-out."""
+        texts = [
+            WrittenText(order=part) for part in self._calibration_parts() if part.source in WRITTEN
+        ]
+        for source in sorted(WRITTEN, reverse=True):
+            if source == "chat" and self.tokenizer.chat_template is None:
+                continue
+            order = CalibrationPart(
+                source=source,
+                samples=self.judged_samples,
+                sequence_length=self.judged_length,
+                seed=self.configs[0].seed,
+            )
+            texts.append(WrittenText(order=order, part="evaluation"))
+        return texts
+
+    def _write_all(self, warnings: list[str]) -> dict[WrittenText, Tensor]:
+        """Return the texts that the model can write, in order.
+
+        They are written together, and one by one if any of them cannot be written.
+        """
+        texts = self._texts()
+        if not texts:
+            return {}
+        try:
+            return dict(zip(texts, self._write(texts), strict=True))
+        except (CalibrationSourceError, NumericalError):
+            rows = {text: self._write_if_possible(text, warnings) for text in texts}
+        return {text: tokens for text, tokens in rows.items() if tokens is not None}
+
+    def _write(self, texts: Sequence[WrittenText]) -> list[Tensor]:
+        return generate_texts(self.model(), self.tokenizer, texts, should_cancel=self.should_cancel)
+
+    def _write_if_possible(self, text: WrittenText, warnings: list[str]) -> Tensor | None:
+        """Return a text; None, with a warning, if the model cannot write it.
+
+        Raises:
+            CalibrationSourceError: if it is among the sources that were asked for.
+            NumericalError: likewise.
+        """
+        try:
+            return self._write([text])[0]
+        except (CalibrationSourceError, NumericalError) as error:
+            if text.part == "evaluation":
+                warnings.append(
+                    f"the methods are not judged on `{text.order.source}` text: {error}"
+                )
+                return None
+            if any(text.order.source == source.source for source in self.configs[0].sources):
+                raise
+            warnings.append(f"the trials have no self-written text: {error}")
+            return None
 
     def _calibration_parts(self) -> list[CalibrationPart]:
         """Return the part of every source, with the most sequences that a trial takes from it."""
@@ -128,40 +179,3 @@ class TrialTextReader:
             return {}, {}
         require_variety(torch.cat([*calibration.values()]), calibration)
         return calibration, {GIVEN: torch.cat(held_out)}
-
-    def _written(self, part: CalibrationPart, warnings: list[str]) -> Tensor | None:
-        """Return calibration sequences that the model writes.
-
-        None if it cannot, and the text is not among the sources that were asked for.
-        """
-        try:
-            return generate_tokens(
-                self.model(), self.tokenizer, part, should_cancel=self.should_cancel
-            )
-        except (CalibrationSourceError, NumericalError) as error:
-            if any(part.source == source.source for source in self.configs[0].sources):
-                raise
-            warnings.append(f"the trials have no self-written text: {error}")
-            return None
-
-    def _held_out(self, source: str, warnings: list[str]) -> Tensor | None:
-        """Return held-out sequences that the model writes; None if it cannot."""
-        if source == "chat" and self.tokenizer.chat_template is None:
-            return None
-        part = CalibrationPart(
-            source=source,
-            samples=self.judged_samples,
-            sequence_length=self.judged_length,
-            seed=self.configs[0].seed,
-        )
-        try:
-            return generate_tokens(
-                self.model(),
-                self.tokenizer,
-                part,
-                part="evaluation",
-                should_cancel=self.should_cancel,
-            )
-        except (CalibrationSourceError, NumericalError) as error:
-            warnings.append(f"the methods are not judged on `{source}` text: {error}")
-            return None

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 import torch
@@ -11,10 +12,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from intraslice_core import decoder_layer
+from intraslice_core.checkpoints.layer_prefetch import LayerPrefetch
 from intraslice_core.checkpoints.reader import CheckpointReader, check_finite
 from intraslice_core.decoder_layer import LayerSettings, LayerWeights, Norm, Rotary
-from intraslice_core.device import HostMemory
+from intraslice_core.device import HostMemory, TensorMemory
+from intraslice_core.errors import NumericalError
 from intraslice_core.families import canonical
+from intraslice_core.linalg import require_finite
 
 LOGITS_AT_ONCE = 2**22
 """Logits in memory at once: 16 MiB in float32, and as much again for each step of a loss.
@@ -40,7 +44,7 @@ class DenseLayers(Protocol):
         """Return the number of rows whose logits are computed at once."""
 
     @property
-    def memory(self) -> HostMemory:
+    def memory(self) -> TensorMemory:
         """Return the storage for hidden states of many sequences."""
 
     def weights(self, layer: int) -> LayerWeights:
@@ -67,13 +71,14 @@ class DenseLayerReader:
         reader: CheckpointReader,
         device: torch.device,
         dtype: torch.dtype,
-        memory: HostMemory | None = None,
+        memory: TensorMemory | None = None,
     ) -> None:
         self.memory = memory or HostMemory()
         self._reader = reader
         self._canonical = reader.family.canonical_settings(reader.config)
         self._device = device
         self._dtype = dtype
+        self._prefetch = LayerPrefetch(reader, self._stored_names, self.num_layers)
 
     @property
     def device(self) -> torch.device:
@@ -91,17 +96,37 @@ class DenseLayerReader:
         return max(LOGITS_AT_ONCE // int(self._reader.config.vocab_size), 1)
 
     def weights(self, layer: int) -> LayerWeights:
-        """Return a layer's weights, checked to be finite, on the device, in the compute dtype."""
+        """Return a layer's weights, checked to be finite, on the device, in the compute dtype.
+
+        The next layer in the direction of the pass is read from disk meanwhile.
+
+        Raises:
+            NonFiniteWeightError: naming the tensor, if a weight is NaN or infinite.
+            BrokenCheckpointError: if a file cannot be read or was changed.
+        """
         family, reader = self._reader.family, self._reader
+        self._prefetch.finish(layer)
+        stored = {name: reader.tensor(name) for name in self._stored_names(layer)}
+        if self._device.type == "cpu":
+            _require_finite(stored)
         prefix = family.layer_prefix(layer)
-        # Older checkpoints also hold masks and frequencies, which no model reads.
-        tensors = {
-            name: check_finite(prefix + name, reader.tensor(prefix + name))
-            for name in family.stored_shapes(reader.config, layer)
-        }
+        tensors = {name.removeprefix(prefix): tensor for name, tensor in stored.items()}
         named = family.canonical_layer(reader.config, layer, tensors)
         groups = self._canonical["num_key_value_heads"]
-        return canonical.layer_weights(named, groups, self._device, self._dtype)
+        weights = canonical.layer_weights(named, groups, self._device, self._dtype)
+        if self._device.type != "cpu" and not _is_finite(layer, weights):
+            _require_finite(stored)
+        self._prefetch.begin_after(layer)
+        return weights
+
+    def _stored_names(self, layer: int) -> list[str]:
+        """Return the names of a layer's tensors in the checkpoint.
+
+        Older checkpoints also hold masks and frequencies, which no model reads.
+        """
+        family = self._reader.family
+        prefix = family.layer_prefix(layer)
+        return [prefix + name for name in family.stored_shapes(self._reader.config, layer)]
 
     def settings(self, layer: int) -> LayerSettings:
         """Return a layer's settings: everything that its forward pass needs besides weights."""
@@ -155,6 +180,21 @@ class DenseLayerReader:
         return Norm(weight=norm, bias=at("model.norm.bias")), weight, at("lm_head.bias")
 
 
+def _require_finite(stored: Mapping[str, Tensor]) -> None:
+    """Raise if a stored tensor has a value that is not finite, naming it."""
+    for name, tensor in stored.items():
+        check_finite(name, tensor)
+
+
+def _is_finite(layer: int, weights: LayerWeights) -> bool:
+    """Report whether all weights are finite; checked on their device, which is waited for once."""
+    flags = [
+        torch.isfinite(torch.stack(tensor.aminmax())).all()
+        for tensor in canonical.named_tensors(layer, weights).values()
+    ]
+    return bool(torch.stack(flags).all())
+
+
 def divergences(
     layers: DenseLayers,
     dense: Tensor,
@@ -178,6 +218,9 @@ def divergences(
         (models, sequences, positions), float64, at least 0, in nats, on the CPU: float32 rounds
         small divergences to slightly negative values. With stride 1 there are
         `length - max(prefix_length, 1) + 1` positions.
+
+    Raises:
+        NumericalError: if a prediction is not finite.
     """
     chosen = slice(max(prefix_length, 1) - 1, None, stride)
     expected = dense[:, chosen].flatten(0, 1)
@@ -192,6 +235,7 @@ def divergences(
             torch.log_softmax(layers.logits(hidden[rows]), -1, out=difference)
             torch.sub(log_dense, difference, out=difference).mul_(probabilities)
             out[model, rows] = difference.sum(-1).double().cpu()
+    require_finite(out, "the divergence of a compressed model")
     return out.clamp_min_(0.0).view(len(predicted), len(dense), -1)
 
 
@@ -207,6 +251,9 @@ def mean_loss(
         hidden: output of the last layer, (sequences, length, hidden_size).
         tokens: token ids, (sequences, length).
         prefix_length: positions of the prefix at the beginning of every sequence.
+
+    Raises:
+        NumericalError: if a prediction is not finite.
     """
     first = max(prefix_length, 1)
     rows, targets = hidden[:, first - 1 : -1].flatten(0, 1), tokens[:, first:].flatten()
@@ -215,4 +262,6 @@ def mean_loss(
         part = slice(start, start + layers.logit_rows)
         logits = layers.logits(rows[part])
         total += float(F.cross_entropy(logits, targets[part].to(logits.device), reduction="sum"))
+    if not math.isfinite(total):
+        raise NumericalError("the loss of a model is NaN or infinite", module="output head")
     return total / len(targets)

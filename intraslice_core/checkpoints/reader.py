@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import math
 import mmap
+import os
 import re
+import threading
 import warnings
 from collections.abc import Collection
 from pathlib import Path
@@ -44,6 +46,10 @@ from intraslice_core.errors import (
 from intraslice_core.families import require_supported_type
 from intraslice_core.families.compressed_adapter import adapter_for
 
+_READ_BYTES = 4 * 2**20
+"""Bytes that are read ahead at once."""
+_SHORTENED = "the file was shortened after it was opened"
+
 _MODEL_DTYPES = tuple(STORED_DTYPES[name] for name in FLOAT_DTYPES)
 
 
@@ -67,7 +73,7 @@ class MappedFile:
         """
         begin, end = self._begin + entry.begin, self._begin + entry.end
         if end > len(self._bytes):
-            raise OSError("the file was shortened after it was opened")
+            raise OSError(_SHORTENED)
         dtype = STORED_DTYPES[entry.dtype]
         if begin == end:
             return torch.empty(entry.shape, dtype=dtype)
@@ -133,6 +139,11 @@ class StoredTensors:
         """Return the total size of all tensors in bytes."""
         return sum(entry.end - entry.begin for entry in self._entries.values())
 
+    @property
+    def parameters(self) -> int:
+        """Return the number of values of all tensors."""
+        return sum(math.prod(entry.shape) for entry in self._entries.values())
+
     def shape(self, name: str) -> tuple[int, ...]:
         """Return the shape of one tensor, from its header.
 
@@ -163,6 +174,30 @@ class StoredTensors:
         except OSError as error:
             raise BrokenCheckpointError(f"{file}: {error}", field="model") from error
 
+    def read_ahead(self, names: Collection[str], stopped: threading.Event) -> None:
+        """Read tensors from disk into the system's page cache; may be called from any thread.
+
+        Args:
+            names: of the tensors; missing ones are ignored.
+            stopped: ends the reading early once it is set.
+
+        Raises:
+            BrokenCheckpointError: if a file cannot be read or was changed.
+        """
+        by_file: dict[str, list[TensorEntry]] = {}
+        for name in names:
+            if name in self._entries:
+                by_file.setdefault(self._file_of[name], []).append(self._entries[name])
+        for file, entries in by_file.items():
+            try:
+                with (self.directory / file).open("rb") as stream:
+                    start = 8 + int.from_bytes(stream.read(8), "little")
+                    for entry in entries:
+                        bounds = start + entry.begin, start + entry.end
+                        _read_range(stream.fileno(), bounds, stopped)
+            except OSError as error:
+                raise BrokenCheckpointError(f"{file}: {error}", field="model") from error
+
     def tensors(self, prefix: str) -> dict[str, Tensor]:
         """Return all tensors whose names start with `prefix`, by the rest of their names."""
         return {
@@ -170,6 +205,17 @@ class StoredTensors:
             for name in self.names
             if name.startswith(prefix)
         }
+
+
+def _read_range(descriptor: int, bounds: tuple[int, int], stopped: threading.Event) -> None:
+    """Read the bytes between two offsets of a file and drop them."""
+    position, end = bounds
+    buffer = memoryview(bytearray(min(end - position, _READ_BYTES)))
+    while position < end and not stopped.is_set():
+        size = os.preadv(descriptor, [buffer[: end - position]], position)
+        if size == 0:
+            raise OSError(_SHORTENED)
+        position += size
 
 
 class CheckpointReader(StoredTensors):

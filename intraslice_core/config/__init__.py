@@ -15,6 +15,7 @@ from intraslice_core.config.calibration import (
 from intraslice_core.config.compression import (
     COMPRESSED_MODEL_TYPES,
     DEFAULT_RATIO,
+    GGUF_FILES,
     SUPPORTED_MODEL_TYPES,
     UNLIMITED,
     Allocation,
@@ -59,6 +60,7 @@ __all__ = [
     "DEFAULT_MIXTURE",
     "DEFAULT_RATIO",
     "FORMER_METHOD",
+    "GGUF_FILES",
     "HELD_OUT_SEQUENCES",
     "MAX_SEQUENCES",
     "METHOD_CHOICES",

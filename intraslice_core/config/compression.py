@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
+from intraslice_core.accelerators import DEVICE_HINT, unsupported_device
 from intraslice_core.config.base import FrozenModel
 from intraslice_core.config.calibration import DEFAULT_MIXTURE, OFFLINE_MIXTURE, CalibrationConfig
 from intraslice_core.config.mask_training import MaskTrainingConfig
@@ -24,6 +27,11 @@ DeciLM, whose layers differ only in the MLP width, `stock` uses the dense model'
 
 GgufFormat = Literal["gguf-f16", "gguf-q8_0"]
 """Format of an additional GGUF file, named for the type in which matrices are stored."""
+
+GGUF_FILES: Mapping[GgufFormat, str] = MappingProxyType(
+    {"gguf-f16": "model-f16.gguf", "gguf-q8_0": "model-q8_0.gguf"}
+)
+"""Names of the GGUF files beside the checkpoint."""
 
 ExportFormat = Literal["safetensors", "gguf-f16", "gguf-q8_0"]
 
@@ -112,7 +120,9 @@ class CompressionSettings(FrozenModel):
         "device.",
     )
     device: str = Field(
-        default="auto", description="Compute device: auto, cpu, cuda, cuda:1 and so on."
+        default="auto",
+        description="Compute device: auto, cpu, or a torch device such as cuda or cuda:1. Jobs of "
+        "a service ask for auto, cpu or gpu: auto is a GPU that fits, or else a CPU.",
     )
     round_to: int | None = Field(
         default=None,
@@ -195,6 +205,14 @@ class CompressionSettings(FrozenModel):
         if method == FORMER_METHOD:
             raise ValueError(RENAMED_METHOD_ERROR)
         return method
+
+    @field_validator("device")
+    @classmethod
+    def _reject_devices_never_tested(cls, device: str) -> str:
+        reason = unsupported_device(device)
+        if reason is not None:
+            raise ValueError(f"{reason}: {DEVICE_HINT}")
+        return device
 
     @field_validator("recover")
     @classmethod

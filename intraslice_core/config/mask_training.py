@@ -13,7 +13,7 @@ class MaskTrainingConfig(FrozenModel):
 
     A step takes one calibration sequence; they are used in turn, repeatedly if need be. Training
     ends at `max_tokens` or after `max_seconds`, whichever comes first. A run bounded by tokens
-    alone is reproducible on one kind of machine; a run bounded by time is not.
+    alone is reproducible on one kind of CPU; a run bounded by time is not.
     """
 
     max_tokens: TrainingTokens = Field(

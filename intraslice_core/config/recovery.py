@@ -57,7 +57,7 @@ class RecoveryConfig(FrozenModel):
 
     One step takes `batch_size` times `gradient_accumulation` sequences on every process. Training
     ends at `max_tokens` or after `max_seconds`, whichever comes first. A run bounded by tokens
-    alone is bitwise reproducible on one kind of machine; a run bounded by time is not.
+    alone is bitwise reproducible on one kind of CPU; a run bounded by time is not.
     """
 
     loss: RecoveryLoss = Field(

@@ -13,18 +13,26 @@ from intraslice_core.cost_model.durations import (
     stage_seconds,
 )
 from intraslice_core.cost_model.flops import StageFlops, stage_flops
-from intraslice_core.cost_model.memory import StageBytes, peak_memory, stage_bytes
+from intraslice_core.cost_model.memory import (
+    StageBytes,
+    least_writing_bytes,
+    peak_memory,
+    stage_bytes,
+)
+from intraslice_core.cost_model.rates import REFERENCE_RATES, MachineRates, machine_rates
 from intraslice_core.cost_model.sizes import Estimate, estimate
 from intraslice_core.cost_model.tournament import Candidate, TournamentPlan, plan_tournament
 from intraslice_core.cost_model.work import stage_work
 
 __all__ = [
+    "REFERENCE_RATES",
     "AllocationSeconds",
     "Candidate",
     "DenseModel",
     "Estimate",
     "EvaluationSeconds",
     "ExpectedDurations",
+    "MachineRates",
     "StageBytes",
     "StageFlops",
     "TournamentPlan",
@@ -33,6 +41,8 @@ __all__ = [
     "estimate",
     "evaluation_seconds",
     "expected_durations",
+    "least_writing_bytes",
+    "machine_rates",
     "peak_memory",
     "plan_tournament",
     "read_dense",

@@ -1,8 +1,9 @@
 """Floating-point operations of a compression by stage, estimated from shapes alone.
 
 The estimate contains matrix products and factorisations, with two operations per multiply-add. It
-leaves out norms, activations and copies. Tests compare it with torch's own count. Factorisations
-and solves are in float64, everything else in the compute dtype.
+leaves out norms, activations and copies. Tests compare it with torch's own count. Factorisations,
+solves and products with second moments are in float64, or in float32 on GPUs where that is slow
+(`rates`); everything else is in the compute dtype.
 """
 
 from __future__ import annotations
@@ -52,10 +53,10 @@ class StageFlops(FrozenModel):
     gradients: float
     sensitivity: float
     sensitivity_factorisations: float
-    """Factorisations of the sensitivity measurement, in float64."""
+    """Factorisations of the sensitivity measurement, with products of second moments."""
     trial_compression: float
     trial_factorisations: float
-    """Factorisations of the trial compressions, in float64."""
+    """Factorisations of the trial compressions, with products of second moments."""
     masks: float
     """Training of masks."""
     units: float
@@ -64,7 +65,7 @@ class StageFlops(FrozenModel):
     """Dense and compressed hidden states through the layers that are compressed."""
     statistics: float
     factorisations: float
-    """Factorisations and solves for every damping tried, in float64."""
+    """Factorisations and solves for every damping tried, with products of second moments."""
 
     @property
     def allocate(self) -> float:
@@ -233,7 +234,7 @@ class _Work:
         return self.layers * (elimination + metrics) + refits * bool(self.parts.trial_cut_tokens)
 
     def own_refits(self, *fractions: float) -> float:
-        """Count the refits of both modules of a layer to their own output, in float64.
+        """Count the refits of both modules of a layer to their own output.
 
         One factor of the MLP's moment serves all fractions that are kept.
         """
@@ -356,7 +357,7 @@ class _Work:
         return 2 * self.layers * tokens * 2.0 * _TRIANGLE * self.geometry.hidden_size**2
 
     def rotations(self) -> float:
-        """Count the eigenbasis of every site, and the weights in these bases, in float64."""
+        """Count the eigenbasis of every site, and the weights in these bases."""
         width, hidden = self.stream_width, self.geometry.hidden_size
         if not width:
             return 0.0

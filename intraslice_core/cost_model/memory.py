@@ -2,20 +2,28 @@
 
 The peak is reached in one of these situations:
 
-- Compression of a layer: its weights, the Gram and cross moments of the wider module and their
-  factors, a batch of activations, and the hidden states of all calibration sequences (twice where
-  the method targets the dense hidden states).
+- Compression of a layer: its weights, those of the next one, which is read meanwhile, the Gram and
+  cross moments of the wider module and their factors, a batch of activations, and the hidden states
+  of all calibration sequences (twice where the method targets the dense hidden states).
 - Sensitivity measurement: the hidden states of some sequences before all layers, or those of the
   measured sequences and of all trial cuts.
 - Fine-tuning: the compressed model, its teacher if it has one, and the graph of one batch.
 - Evaluation: one model, with the dense model's final hidden states and output head; both models
   while they are timed.
-- Writing of calibration text: the dense model and its KV cache.
+- Writing of calibration text: the dense model, and the KV cache of the sequences written at once.
 """
 
 from __future__ import annotations
 
-from intraslice_core.config import CompressionConfig, EvaluationConfig, FrozenModel, RecoveryConfig
+from collections.abc import Iterable
+
+from intraslice_core.config import (
+    CalibrationPart,
+    CompressionConfig,
+    EvaluationConfig,
+    FrozenModel,
+    RecoveryConfig,
+)
 from intraslice_core.cost_model.work import (
     GROUP_SEQUENCES,
     TRIAL_PLANS,
@@ -24,8 +32,9 @@ from intraslice_core.cost_model.work import (
     trial_layers,
 )
 from intraslice_core.methods import METHODS
-from intraslice_core.plan import ModelGeometry
-from intraslice_core.text_sources import WRITING_CACHE_BYTES, WRITTEN
+from intraslice_core.plan import ModelGeometry, dense_parameters
+from intraslice_core.text_sources import WRITTEN
+from intraslice_core.writing import CPU_CACHE_BYTES, CPU_SEQUENCES, batch_size, sequences_at_once
 
 PROCESS_BYTES = 600 * 2**20
 """Memory of Python with torch and transformers loaded, before any tensor; measured on a CPU."""
@@ -58,6 +67,8 @@ EVALUATION_TOKENS = 4096
 _LOGIT_BLOCKS = 5
 """Blocks of logits held at once in the evaluation: of both models, their log-probabilities, and one
 intermediate result."""
+_PROMPT_BYTES = 2**28
+"""Logits and activations of the longest prompt of a verification, about."""
 _COMPUTE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
@@ -72,7 +83,7 @@ def peak_memory(
 ) -> int:
     """Estimate the peak memory of a job on a CPU, in bytes.
 
-    On a GPU the sum is divided between host and device.
+    On a GPU the sum is divided between host and device (`residency`).
 
     Args:
         geometry: dimensions of the dense model.
@@ -105,7 +116,7 @@ class StageBytes(FrozenModel):
     """Peak memory of one stage in bytes, without the process itself."""
 
     host: int
-    """Hidden states of sequences, which `offload_dir` moves to files."""
+    """Hidden states of sequences, which `offload_dir` moves to files; on a GPU where they fit."""
     device: int
     """Weights, moments, factorisations and one batch; host memory too where the device is a CPU."""
 
@@ -123,7 +134,8 @@ def stage_bytes(
     """
     method, calibration = METHODS[compression.method], compression.calibration
     parts, length = EstimatorSequences.of(compression), calibration.sequence_length
-    weights = geometry.dense_layer().parameters(geometry) * (2 * item + stored)
+    # The layer as it is stored, dense and sliced, and the next one, which is read meanwhile.
+    weights = geometry.dense_layer().parameters(geometry) * (2 * item + 2 * stored)
     if method.slices_residual:
         return {"compress": _stream_bytes(geometry, compression, item, weights)}
     if not method.compensate and method.units is None and not parts.gradients:
@@ -243,17 +255,53 @@ def _recovery_bytes(
     return 16 * trained + graph + states + 4 * 4 * max(LOGITS_AT_ONCE, geometry.vocab_size)
 
 
+class EvaluationBytes(FrozenModel):
+    """Peak memory of an evaluation on its device in bytes, without the process itself."""
+
+    scores: int
+    """One model, the dense model's output head, and logits."""
+    speeds: int
+    """Both models and the largest load; 0 where no speed is measured."""
+
+
+def evaluation_bytes(
+    geometry: ModelGeometry, params: tuple[int, int], evaluation: EvaluationConfig, item: int
+) -> EvaluationBytes:
+    """Estimate the memory of an evaluation on its device.
+
+    Args:
+        geometry: dimensions of the dense model.
+        params: weights of the dense model and of the compressed model.
+        evaluation: settings of the evaluation.
+        item: bytes per number in the compute dtype.
+    """
+    rows = min(max(EVALUATION_TOKENS, evaluation.context_length), evaluation.max_tokens)
+    logits = min(rows * geometry.vocab_size, max(EVALUATION_LOGITS, geometry.vocab_size))
+    head = geometry.vocab_size * geometry.hidden_size * item
+    is_timed = evaluation.benchmark or bool(evaluation.speed_grid)
+    timed = sum(params) * item + _load_bytes(geometry, evaluation, item)
+    return EvaluationBytes(
+        scores=max(params) * item + head + _LOGIT_BLOCKS * 4 * logits,
+        speeds=timed if is_timed else 0,
+    )
+
+
 def _evaluation_bytes(
     geometry: ModelGeometry, params: tuple[int, int], evaluation: EvaluationConfig, item: int
 ) -> int:
-    """Estimate the evaluation's memory, with both models if they are timed."""
-    rows = min(max(EVALUATION_TOKENS, evaluation.context_length), evaluation.max_tokens)
-    logits = min(rows * geometry.vocab_size, max(EVALUATION_LOGITS, geometry.vocab_size))
-    outputs = dense_output_bytes(geometry, evaluation, item)
-    scored = max(params) * item + outputs + _LOGIT_BLOCKS * 4 * logits
-    if not (evaluation.benchmark or evaluation.speed_grid):
-        return scored
-    return max(scored, sum(params) * item + _load_bytes(geometry, evaluation, item))
+    """Estimate the evaluation's memory on a CPU, with the dense model's final hidden states."""
+    needed = evaluation_bytes(geometry, params, evaluation, item)
+    head = geometry.vocab_size * geometry.hidden_size * item
+    states = dense_output_bytes(geometry, evaluation, item) - head
+    return max(needed.scores + states, needed.speeds)
+
+
+def verification_bytes(parameters: int) -> int:
+    """Estimate the memory of a verification: the model in float32 and the longest prompt.
+
+    The model here is freed before the process that loads the files begins.
+    """
+    return 4 * parameters + _PROMPT_BYTES
 
 
 def dense_output_bytes(geometry: ModelGeometry, evaluation: EvaluationConfig, item: int) -> int:
@@ -267,13 +315,13 @@ def dense_output_bytes(geometry: ModelGeometry, evaluation: EvaluationConfig, it
 
 def _load_bytes(geometry: ModelGeometry, evaluation: EvaluationConfig, item: int) -> int:
     """Estimate the KV cache and one layer's activations of the largest timed load."""
-    token = _cache_bytes_per_token(geometry, item)
+    token = cache_bytes_per_token(geometry, item)
     width = max(geometry.intermediate_size, geometry.num_attention_heads * geometry.head_dim)
     tokens = (point.batch_size * point.context_length for point in evaluation.speed_grid)
     return max(tokens, default=0) * (token + width * item * _ACTIVATIONS)
 
 
-def _cache_bytes_per_token(geometry: ModelGeometry, item: int) -> int:
+def cache_bytes_per_token(geometry: ModelGeometry, item: int) -> int:
     """Return the bytes of all layers' keys and values of one token."""
     return 2 * geometry.num_hidden_layers * geometry.num_key_value_heads * geometry.head_dim * item
 
@@ -284,18 +332,56 @@ def _largest_writing_cache(
     evaluation: EvaluationConfig | None,
     item: int,
 ) -> int:
-    """Estimate the KV cache of the sequences written at once, in bytes; at least one sequence."""
-    written = [
-        (part.samples, part.sequence_length)
-        for part in compression.resolved_calibration.parts()
-        if part.source in WRITTEN
-    ]
+    """Estimate the KV cache of the sequences written at once, in bytes; at least one sequence.
+
+    That of a batch on a CPU. On an accelerator batches take what is free, so that one sequence is
+    what must fit. Sliding windows are not considered, which make it smaller.
+    """
+    written = written_sequences(compression.resolved_calibration.parts())
+    # The parts of the calibration are written together.
+    groups = []
+    if written:
+        sequences = sum(sequences for sequences, _ in written)
+        groups.append((sequences, max(length for _, length in written)))
     if evaluation is not None and not WRITTEN.isdisjoint(evaluation.perplexity):
         length = min(evaluation.context_length, evaluation.max_tokens)
-        written.append((evaluation.max_tokens // length, length))
-    token = _cache_bytes_per_token(geometry, item)
+        groups.append((evaluation.max_tokens // length, length))
+    token = cache_bytes_per_token(geometry, item)
     sizes = (
-        min(rows * length * token, max(WRITING_CACHE_BYTES, length * token))
-        for rows, length in written
+        batch_size(sequences, written_at_once(length * token)) * length * token
+        for sequences, length in groups
     )
     return max(sizes, default=0)
+
+
+def least_writing_bytes(geometry: ModelGeometry, compression: CompressionConfig, item: int) -> int:
+    """Return the least device memory in which the dense model writes calibration text.
+
+    It holds the model, and the keys and values of one sequence; more sequences are written at once
+    where more memory is free. 0 if the model writes none.
+
+    Args:
+        geometry: dimensions of the dense model.
+        compression: settings of the compression.
+        item: bytes per number in the compute dtype.
+    """
+    written = written_sequences(compression.resolved_calibration.parts())
+    if not written:
+        return 0
+    longest = max(length for _, length in written)
+    token = cache_bytes_per_token(geometry, item)
+    return dense_parameters(geometry) * item + longest * token
+
+
+def written_sequences(parts: Iterable[CalibrationPart]) -> list[tuple[int, int]]:
+    """Return number and length of the sequences of every part that the model writes."""
+    return [(part.samples, part.sequence_length) for part in parts if part.source in WRITTEN]
+
+
+def written_at_once(sequence_bytes: int) -> int:
+    """Return the number of sequences that are written at once on a CPU.
+
+    Args:
+        sequence_bytes: keys and values of a sequence.
+    """
+    return sequences_at_once(sequence_bytes, CPU_CACHE_BYTES, CPU_SEQUENCES)

@@ -20,7 +20,6 @@ from intraslice_core.cost_model.durations import (
     expected_durations,
     judging_seconds,
     stage_seconds,
-    writing_seconds,
 )
 from intraslice_core.export.targets import demands_on, require_target
 from intraslice_core.methods import fixed_method
@@ -236,14 +235,12 @@ class _Costs:
 
     def _shared(self, settings: Sequence[CompressionConfig], sizes: TrialSizes) -> float:
         """Return the seconds of what all trials share: the text and the dense model's pass."""
-        reading = max(
-            calibration_seconds(self.geometry, sizes.of(config), self.item_bytes)
+        held_out = [(len(WRITTEN) * sizes.judged_samples, sizes.judged_length)]
+        text = max(
+            calibration_seconds(self.geometry, sizes.of(config), self.item_bytes, beside=held_out)
             for config in settings
         )
-        tokens = sizes.judged_samples * sizes.judged_length
-        writing = writing_seconds(self.geometry, tokens, sizes.judged_length, self.item_bytes)
-        judging = judging_seconds(self.geometry, sizes.judged_tokens, self.item_bytes)
-        return reading + len(WRITTEN) * writing + judging
+        return text + judging_seconds(self.geometry, sizes.judged_tokens, self.item_bytes)
 
 
 def fitting(possible: Sequence[Candidate], shared_seconds: float) -> list[Candidate]:

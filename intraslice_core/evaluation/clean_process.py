@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import IO, Any
 
 import intraslice_core
-from intraslice_core.device import unbound_environment
+from intraslice_core.device import release_memory, unbound_environment
 from intraslice_core.errors import CompressionCancelledError, IntraSliceError
 from intraslice_core.progress import CancellationCheck
 from intraslice_core.substeps import report_substep
@@ -43,10 +43,14 @@ class CleanProcess:
     def run(self, request: Any, should_cancel: CancellationCheck) -> Any:
         """Run the program and return its reply.
 
+        Memory that this process does not use is returned first: the program loads whole models, on
+        the same device.
+
         Raises:
             IntraSliceError: made by `make_error`, if the program fails or exceeds the time limit.
             CompressionCancelledError: if the run is cancelled; the process is ended.
         """
+        release_memory()
         with tempfile.TemporaryDirectory(prefix="intraslice-process-") as folder:
             directory = Path(folder)
             request_file, reply_file, log = (

@@ -61,6 +61,8 @@ class Materials:
     """Cache of the dense model's scores, read and filled."""
     memory: HostMemory = field(default_factory=HostMemory)
     """Storage of the dense model's outputs, from which divergences are computed."""
+    speed_device: str | None = None
+    """Device on which speeds are measured; that of the scores by default."""
     seconds: tuple[float, float, float] | None = None
     """Expected seconds of scoring the dense model, of scoring the compressed one and of measuring
     speeds, for progress; None for typical ones."""
@@ -112,7 +114,8 @@ def evaluate_pair(  # noqa: PLR0913  # one call is the whole comparison
     if _measures_speed(config):
         message = "measuring the speed of both models"
         on_progress(ProgressEvent(stage=Stage.EVALUATE, message=message, fraction=ends[1]))
-        speed, loads = compare_speeds_apart(*directories, config, (dtype, device), should_cancel)
+        compute = (dtype, materials.speed_device or device)
+        speed, loads = compare_speeds_apart(*directories, config, compute, should_cancel)
         report = report.model_copy(update={"speed": speed, "speed_grid": loads})
     on_progress(ProgressEvent(stage=Stage.EVALUATE, message="evaluation finished", fraction=1.0))
     return report

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from intraslice_core.device import HostMemory
@@ -81,17 +82,19 @@ class DivergenceMeter:
         self._hidden = hidden
         self._head = head
         self._positions = 0
-        self._sum = self._sum_of_squares = 0.0
-        self._agreeing = 0
+        # On the device of the predictions, so that no block is waited for.
+        self._sum = self._sum_of_squares = torch.zeros((), dtype=torch.float64)
+        self._agreeing = torch.zeros((), dtype=torch.int64)
 
     def __call__(self, hidden: Tensor, predicted: Tensor) -> None:  # noqa: ARG002 (of an observer)
         """Compare a block of log-probabilities, (rows, vocabulary), with the dense model's."""
         rows = slice(self._positions, self._positions + len(predicted))
         dense = self._head.log_probabilities(self._hidden[rows].to(predicted.device))
-        self._agreeing += int((dense.argmax(-1) == predicted.argmax(-1)).sum())
+        agreeing = (dense.argmax(-1) == predicted.argmax(-1)).sum()
+        self._agreeing = self._agreeing + agreeing
         divergences = kl_divergence(dense, predicted)
-        self._sum += divergences.sum().item()
-        self._sum_of_squares += divergences.square().sum().item()
+        self._sum = self._sum + divergences.sum()
+        self._sum_of_squares = self._sum_of_squares + divergences.square().sum()
         self._positions += len(predicted)
 
     def divergence(self) -> Divergence:
@@ -102,12 +105,12 @@ class DivergenceMeter:
         """
         count = self._positions
         assert count == len(self._hidden)  # both models are scored on the same tokens
-        mean = self._sum / count
-        if not math.isfinite(self._sum_of_squares):
+        mean, squares = self._sum.item() / count, self._sum_of_squares.item()
+        if not math.isfinite(squares):
             raise NumericalError("the model's logits are not finite", module="output head")
-        variance = max(self._sum_of_squares / count - mean**2, 0.0)
+        variance = max(squares / count - mean**2, 0.0)
         return Divergence(
             kl=mean,
             kl_stderr=math.sqrt(variance / (count - 1)) if count > 1 else None,
-            top1_agreement=self._agreeing / count,
+            top1_agreement=self._agreeing.item() / count,
         )

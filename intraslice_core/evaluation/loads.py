@@ -20,6 +20,7 @@ from transformers import PreTrainedModel
 
 from intraslice_core.config import SpeedPoint
 from intraslice_core.device import return_free_memory
+from intraslice_core.evaluation.clock import DeviceClock, seconds_between
 from intraslice_core.evaluation.speed import compared_rates, compared_seconds, decode_given
 from intraslice_core.progress import CancellationCheck, never_cancelled, raise_if_cancelled
 from intraslice_core.reports.schema import BytesComparison, LoadReport
@@ -202,19 +203,21 @@ def run_load(model: PreTrainedModel, point: SpeedPoint, new_tokens: int) -> Load
 
 def _run(model: PreTrainedModel, tokens: Tensor, prompt: int) -> LoadRun:
     """Time both phases with (batch, prompt + new) tokens."""
-    prefill_start = _now(model)
+    clock = DeviceClock(model.device)
+    clock.settle()
+    started, prefill_start = time.perf_counter(), clock.now()
     output: Any = model(input_ids=tokens[:, :prompt], use_cache=True, logits_to_keep=1)
-    prefill_end = _now(model)
+    prefill_end = clock.now()
     output.logits[:, -1].argmax(-1).tolist()
-    first_token_end = time.perf_counter()
+    first_token = time.perf_counter() - started
     cache = output.past_key_values
-    decode_start = _now(model)
+    decode_start = clock.now()
     decode_given(model, tokens, prompt, cache)
-    decode_end = _now(model)
+    decode_end = clock.now()
     return LoadRun(
-        prefill=prefill_end - prefill_start,
-        first_token=first_token_end - prefill_start,
-        decode=decode_end - decode_start,
+        prefill=seconds_between(prefill_start, prefill_end),
+        first_token=first_token,
+        decode=seconds_between(decode_start, decode_end),
         cache_per_token=_cache_bytes(cache) / tokens.numel(),
     )
 
@@ -247,10 +250,3 @@ def _tokens(model: PreTrainedModel, point: SpeedPoint, new_tokens: int) -> Tenso
     generator = torch.Generator().manual_seed(0)
     shape = (point.batch_size, point.context_length + new_tokens)
     return torch.randint(model.config.vocab_size, shape, generator=generator).to(model.device)
-
-
-def _now(model: PreTrainedModel) -> float:
-    """Return the time in seconds after all queued work is done."""
-    if model.device.type == "cuda":
-        torch.cuda.synchronize(model.device)
-    return time.perf_counter()

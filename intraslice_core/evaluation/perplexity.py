@@ -212,7 +212,7 @@ def perplexity(  # noqa: PLR0913  # one call is the whole measurement
     try:
         for batch in _batches(tokens, prefix, context_length, batch_size):
             raise_if_cancelled(should_cancel)
-            total += _summed_nll(model, batch.to(model.device), first, observer, size)
+            total = total + _summed_nll(model, batch.to(model.device), first, observer, size)
             scored += batch.shape[0] * (batch.shape[1] - first)
             processed += batch.shape[0] * (batch.shape[1] - len(prefix))
             if on_progress is not None:
@@ -278,7 +278,9 @@ def _summed_nll(
     observer: BlockObserver | None,
     size: BatchSize,
 ) -> Tensor:
-    """Sum the negative log-likelihood of (batch, window) tokens from `first`, in fp64, on the CPU.
+    """Sum the negative log-likelihood of (batch, window) tokens from `first`, in fp64.
+
+    The sum is on the device: the host does not wait for it.
 
     `first` is at least 1. The observer sees the positions once all windows have passed the model,
     so that a smaller batch repeats none of them.
@@ -286,13 +288,13 @@ def _summed_nll(
     head = OutputHead.of(model)
     targets = batch[:, first:].flatten()
     hidden = size.repeat(lambda windows: _final_states(model, batch, first, windows))
-    total = torch.zeros((), dtype=torch.float64)
+    total = torch.zeros((), dtype=torch.float64, device=batch.device)
     for start in range(0, len(targets), head.logit_rows):
         rows = slice(start, start + head.logit_rows)
         # Computed once for the loss and the observer: over 262k tokens a softmax costs as much as
         # the output head.
         predicted = head.log_probabilities(hidden[rows])
-        total -= predicted.gather(1, targets[rows].unsqueeze(1)).double().sum().cpu()
+        total -= predicted.gather(1, targets[rows].unsqueeze(1)).double().sum()
         if observer is not None:
             observer(hidden[rows], predicted)
     return total

@@ -131,7 +131,7 @@ class Scorer:
                 source: DivergenceMeter(hidden, head) for source, hidden in outputs.hidden.items()
             }
         scores = self._score(model, directory, cache, meters, report)
-        with advising_bfloat16(model.dtype):
+        with advising_bfloat16(model.dtype, model.device):
             return scores, {source: meter.divergence() for source, meter in meters.items()}
 
     def _score(
@@ -142,7 +142,7 @@ class Scorer:
         observers: Mapping[str, BlockObserver],
         report: Report,
     ) -> ModelScores:
-        with advising_bfloat16(model.dtype):
+        with advising_bfloat16(model.dtype, model.device):
             return ModelScores(
                 perplexity=self.score_texts(model, cache.texts, cache.prefix, observers, report),
                 tasks=self.score_tasks(model, directory, report),

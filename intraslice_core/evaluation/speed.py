@@ -1,23 +1,28 @@
 """Decode and prefill speed in tokens/s of both models, for the whole model and by part.
 
 The models alternate within each repeat, so that a busy machine slows both. A ratio is the median of
-the repeats' ratios, not a ratio of medians.
+the repeats' ratios, not a ratio of medians. On a GPU times are those of CUDA events.
+
+No CUDA graphs are used: transformers captures them by compiling a forward pass with a static cache,
+which takes minutes for each model and differs silently where the first layer has no attention
+(docs/design/targets.md). Decoding a few sequences is therefore bound by the launches of kernels,
+for both models alike.
 """
 
 from __future__ import annotations
 
 import statistics
-import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from intraslice_core.evaluation.clock import DeviceClock, Instant, seconds_between
 from intraslice_core.progress import CancellationCheck, never_cancelled, raise_if_cancelled
 from intraslice_core.reports.schema import (
     PartSpeed,
@@ -88,30 +93,24 @@ class PhaseSeconds:
     decode: dict[Part, float]
 
 
-@dataclass
 class _Stopwatch:
     """Sum of the seconds spent inside modules, by part; modules of one part do not nest."""
 
-    device: torch.device
-    seconds: dict[Part, float] = field(default_factory=lambda: defaultdict(float))
-    _started: dict[Part, float] = field(default_factory=dict)
-
-    def now(self) -> float:
-        """Return the time in seconds after all queued work is done."""
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-        return time.perf_counter()
+    def __init__(self, device: torch.device) -> None:
+        self.clock = DeviceClock(device)
+        self._started: dict[Part, Instant] = {}
+        self._spans: dict[Part, list[tuple[Instant, Instant]]] = defaultdict(list)
 
     def start(self, part: Part) -> None:
-        self._started[part] = self.now()
+        self._started[part] = self.clock.now()
 
     def stop(self, part: Part) -> None:
-        self.seconds[part] += self.now() - self._started.pop(part)
+        self._spans[part].append((self._started.pop(part), self.clock.now()))
 
     def take(self) -> dict[Part, float]:
         """Return the sums so far and reset them to zero."""
-        sums, self.seconds = dict(self.seconds), defaultdict(float)
-        return sums
+        spans, self._spans = self._spans, defaultdict(list)
+        return {part: sum(seconds_between(*span) for span in own) for part, own in spans.items()}
 
 
 def compare_speed(
@@ -194,6 +193,7 @@ def _time_phases(
     model: PreTrainedModel, tokens: Tensor, prompt: int, watch: _Stopwatch
 ) -> PhaseSeconds:
     """Time the prefill of (batch, prompt) and the decoding of the rest of (batch, prompt + new)."""
+    watch.clock.settle()
     watch.start("whole")
     output: Any = model(input_ids=tokens[:, :prompt], use_cache=True, logits_to_keep=1)
     watch.stop("whole")

@@ -16,7 +16,9 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from intraslice_core.checkpoints.reader import StoredTensors
 from intraslice_core.config import GgufFormat
+from intraslice_core.device_memory import free_device_memory
 from intraslice_core.errors import VerificationError
 from intraslice_core.evaluation import llama_cpp_process, transformers_process
 from intraslice_core.evaluation.clean_process import PACKAGES_DIRECTORY, CleanProcess
@@ -91,7 +93,7 @@ def write_reference(
         )
     reference = {
         "dtype": str(model.dtype).removeprefix("torch."),
-        "device": model.device.type,
+        "device": str(model.device),
         "files": _hashes(directory),
         "prompts": prompts,
     }
@@ -211,9 +213,27 @@ def _read_reference(directory: Path) -> dict[str, Any]:
             f"{directory} has no readable {REFERENCE_FILE}: {error}",
             hint="only checkpoints written by this engine can be verified",
         ) from error
-    if reference.get("device") == "cuda" and not torch.cuda.is_available():
-        reference["device"] = "cpu"
+    reference["device"] = _device_here(reference["device"], directory)
     return reference
+
+
+def _device_here(name: str, directory: Path) -> str:
+    """Return the device to verify on, on a machine that may not be that of the reference.
+
+    Args:
+        name: device of the reference.
+        directory: the checkpoint, which must fit the device in float32.
+    """
+    device = torch.device(name)
+    if device.type != "cuda":
+        return name
+    if not torch.cuda.is_available():
+        return "cpu"
+    if (device.index or 0) >= torch.cuda.device_count():
+        device = torch.device("cuda")
+    with StoredTensors(directory) as stored:
+        fits = 4 * stored.parameters < free_device_memory(device)
+    return str(device) if fits else "cpu"
 
 
 def _check_files(directory: Path, expected: dict[str, str]) -> None:

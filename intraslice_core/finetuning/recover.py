@@ -19,7 +19,7 @@ from intraslice_core.checkpoints.weight_files import CONFIG_FILE, read_json_obje
 from intraslice_core.checkpoints.writer import WrittenRecord, require_as_written
 from intraslice_core.config import CompressionConfig, RecoveryConfig, TrainingTextConfig
 from intraslice_core.cost_model import expected_durations
-from intraslice_core.device import resolve_device
+from intraslice_core.device import repeatable_arithmetic, resolve_device
 from intraslice_core.device_memory import out_of_memory_reported
 from intraslice_core.errors import (
     ConfigurationError,
@@ -52,7 +52,13 @@ from intraslice_core.progress import (
     never_cancelled,
     stage_shares,
 )
-from intraslice_core.publication import peak_memory, publish_staged, verified_report
+from intraslice_core.publication import (
+    peak_memory,
+    publish_staged,
+    reset_peak_memory,
+    verification_device,
+    verified_report,
+)
 from intraslice_core.reports.schema import REPORT_FILE, CompressionReport, VerifiedReport
 from intraslice_core.resume_state import ResumeState
 from intraslice_core.run import Run
@@ -103,9 +109,11 @@ def recover_model(  # noqa: PLR0913  # one call is the whole of it
     device = processes.device(device)
     if not processes.is_main:
         report = _with_recovery(_read_report(compressed), config)
-        return _train_with_main_process(compressed, teacher, report, processes, (dtype, device))
+        with repeatable_arithmetic(resolve_device(device)):
+            return _train_with_main_process(compressed, teacher, report, processes, (dtype, device))
     require_free_output(out)
     require_writable_directory(resume_state.directory if resume_state else None, "resume_dir")
+    reset_peak_memory(resolve_device(device))
     report = _with_recovery(_read_report(compressed), config)
     run = Run(
         on_progress=on_progress,
@@ -114,6 +122,7 @@ def recover_model(  # noqa: PLR0913  # one call is the whole of it
         shares=stage_shares(_expected_seconds(report)),
     )
     with (
+        repeatable_arithmetic(resolve_device(device)),
         run.reporting(),
         scratch_directory("intraslice-") as scratch,
         staging_directory(out) as staging,
@@ -132,7 +141,7 @@ def recover_model(  # noqa: PLR0913  # one call is the whole of it
         report = recover_staged(
             dense, staged, report, run, dtype=dtype, device=device, processes=processes
         )
-        verified = (_verify(staged, run),)
+        verified = (_verify(staged, device, run),)
         warnings = (*report.warnings, *run.warnings[reported:])
         report = report.model_copy(update={"verified": verified, "warnings": warnings})
         publish_staged(staged, out, report, run)
@@ -331,12 +340,13 @@ def _copy(compressed: Path, staged: Path) -> None:
             shutil.copyfile(file, target)
 
 
-def _verify(staged: Path, run: Run) -> VerifiedReport:
+def _verify(staged: Path, device: str, run: Run) -> VerifiedReport:
     """Prove that the written files load in a clean process and compute what the model here does."""
     run.report(Stage.VERIFY, "loading the result in a clean process")
     assert run.written is not None  # set by the training
     require_as_written(staged, run.written)
-    model = load_model(staged, dtype="float32", device="cpu")
+    place = verification_device(staged, device, run)
+    model = load_model(staged, dtype="float32", device=str(place))
     write_reference(staged, model, load_tokenizer(staged))
     del model
     return verified_report(

@@ -35,10 +35,10 @@ class TrainingState:
 class TrainingFile:
     """Trained parameters, their Adam moments and the training state, in one file per save.
 
-    The learning rate follows from the position in the text and the time, which are saved. A
-    training is deterministic once the adapters are initialised and its text is written, so that no
-    generator has a state. Each file is new and complete: the service copies it to the store, from
-    where another machine resumes.
+    The learning rate follows from the position in the text and the time, which are saved. On a CPU
+    a training is deterministic once the adapters are initialised and its text is written, so that
+    no generator has a state. Each file is new and complete: the service copies it to the store,
+    from where another machine resumes.
 
     Args:
         resume_state: directory that holds the files; None saves nothing.

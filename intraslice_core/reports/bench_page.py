@@ -13,9 +13,11 @@ from intraslice_core.reports.chart import (
     linear_axis,
     log_axis,
 )
-from intraslice_core.reports.formatting import Table, count, duration, number, rendered, size
+from intraslice_core.reports.formatting import Table, rendered
 from intraslice_core.reports.page import stylesheet
 from intraslice_core.reports.page_figures import Figure
+from intraslice_core.reports.quantities import count, duration, number, size
+from intraslice_core.reports.references import public_reference
 from intraslice_core.reports.sweep import SweepPoint, SweepReport
 from intraslice_core.text_sources import DOMAIN_NAMES
 
@@ -28,7 +30,7 @@ def bench_page(report: SweepReport) -> str:
     return str(
         rendered(
             "bench.html.j2",
-            model=report.model,
+            model=public_reference(report.model),
             report=report,
             style=stylesheet(),
             cautions=[check.warning for check in report.sizes if not check.equal],
@@ -43,6 +45,7 @@ def _curves(report: SweepReport, text: str) -> Figure:
     dense = Series(
         name="dense",
         points=(_point("dense", report.params_before, report.dense_perplexity[text]),),
+        is_dense=True,
     )
     series = (dense, *(_curve(report, method, text) for method in report.methods))
     series = tuple(drawn for drawn in series if drawn.points)
@@ -119,7 +122,7 @@ def _results(report: SweepReport) -> Table:
         *(f"{value:,.3f}" for value in report.dense_perplexity.values()),
         *(f"{value:.4f}" for value in tasks.values()),
     )
-    ends = ("prefill", "decode", "seconds", "peak memory")
+    ends = ("prompt processing", "generation", "seconds", "peak memory")
     before = ("dense", "", f"{report.params_before:,}", size(report.bytes_before))
     rows = (
         (*_sizes(point), *_quality(point, texts, list(tasks)), *_cost(point))

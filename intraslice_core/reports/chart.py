@@ -160,10 +160,15 @@ class Point:
 
 @dataclass(frozen=True, kw_only=True)
 class Series:
-    """Points of one series."""
+    """Points of one series; that of the original model has a colour of its own."""
 
     name: str
     points: tuple[Point, ...]
+    is_dense: bool = False
+
+    def style_class(self, index: int) -> str:
+        """Return the class of the series at this place in the stylesheet."""
+        return "dense" if self.is_dense else f"s{index}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -218,17 +223,18 @@ class _Drawn:
 
 @dataclass(frozen=True, kw_only=True)
 class _LegendEntry:
-    """Legend entry of a series."""
+    """Legend entry of a series; `style` is its class in the stylesheet."""
 
     x: float
     y: float
     name: str
     mark: str
+    style: str
 
 
 def draw(chart: Chart) -> Markup:
     """Draw the chart as an SVG element for an HTML page."""
-    legend = _legend([series.name for series in chart.series if len(chart.series) > 1])
+    legend = _legend(chart.series) if len(chart.series) > 1 else []
     top = max((entry.y for entry in legend), default=_TOP - 10.0) + 12.0
     frame = _Frame(left=_LEFT, right=WIDTH - _RIGHT, top=top, bottom=HEIGHT - _BOTTOM)
     return rendered(
@@ -240,7 +246,7 @@ def draw(chart: Chart) -> Markup:
         legend=legend,
         series=[
             _Drawn(
-                name=f"s{index}",
+                name=series.style_class(index),
                 line=_line(chart, series, frame) if chart.style == "lines" else "",
                 marks=_marks(chart, index, frame),
             )
@@ -251,16 +257,18 @@ def draw(chart: Chart) -> Markup:
     )
 
 
-def _legend(names: list[str]) -> list[_LegendEntry]:
+def _legend(series: Sequence[Series]) -> list[_LegendEntry]:
     """Lay out the legend in as many rows as its names need."""
     entries = []
     x, y = _LEFT, _TOP
-    for index, name in enumerate(names):
-        width = 14.0 + _CHARACTER * len(name)
+    for index, drawn in enumerate(series):
+        width = 14.0 + _CHARACTER * len(drawn.name)
         if x > _LEFT and x + width > WIDTH - _RIGHT:
             x, y = _LEFT, y + _LEGEND
         mark = _marker(index, x + _MARKER, y + 6.0)
-        entries.append(_LegendEntry(x=x + 14.0, y=y + 10.0, name=name, mark=mark))
+        style = drawn.style_class(index)
+        entry = _LegendEntry(x=x + 14.0, y=y + 10.0, name=drawn.name, mark=mark, style=style)
+        entries.append(entry)
         x += width + 16.0
     return entries
 

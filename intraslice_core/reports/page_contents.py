@@ -14,6 +14,8 @@ from dataclasses import dataclass, field
 from datetime import datetime
 
 from intraslice_core.config import Allocation, EvaluationConfig, MethodChoice
+from intraslice_core.reports.loading import HERE, directory_name
+from intraslice_core.reports.references import model_name, public_reference
 from intraslice_core.reports.schema import CompressionReport
 
 
@@ -83,10 +85,15 @@ class ReportPage:
 
     @property
     def model(self) -> str:
-        """Reference of the dense model, as given by the user."""
-        return self.job.model if self.job else self.report.model
+        """Reference of the dense model without the directories of a path."""
+        return public_reference(self.job.model if self.job else self.report.model)
 
     @property
     def name(self) -> str:
-        """Model reference without its directories."""
-        return self.model.rstrip("/").rsplit("/", 1)[-1]
+        """Name of the dense model."""
+        return model_name(self.job.model if self.job else self.report.model)
+
+    @property
+    def place(self) -> str:
+        """Directory of the files in the code that loads them."""
+        return f"./{directory_name(self.name)}" if self.job else HERE

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 from intraslice_core.config import CompressionConfig
-from intraslice_core.reports.formatting import (
-    Table,
-    change,
-    count,
+from intraslice_core.reports.formatting import Table
+from intraslice_core.reports.page_contents import JobFacts, ReportPage
+from intraslice_core.reports.quantities import (
     duration,
     mean_and_error,
     number,
@@ -19,7 +17,13 @@ from intraslice_core.reports.formatting import (
     size,
     times,
 )
-from intraslice_core.reports.page_contents import JobFacts, ReportPage
+from intraslice_core.reports.references import (
+    local_references,
+    public_reference,
+    public_settings,
+    text_name,
+    without_paths,
+)
 from intraslice_core.reports.schema import (
     AllocationReport,
     CompressionReport,
@@ -40,69 +44,19 @@ from intraslice_core.text_sources import (
 Facts = list[tuple[str, str]]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Tile:
-    """Key figure at the top of the page."""
-
-    name: str
-    value: str
-    note: str
-
-
-def tiles(report: CompressionReport) -> list[Tile]:
-    """Return the key figures of size, quality and speed, as far as they were measured."""
-    shown = [
-        Tile(
-            name="Parameters",
-            value=change(report.params_before, report.params_after),
-            note=f"{count(report.params_before)} → {count(report.params_after)}",
-        ),
-        Tile(
-            name="Weight size",
-            value=change(report.bytes_before, report.bytes_after),
-            note=f"{size(report.bytes_before)} → {size(report.bytes_after)}",
-        ),
-    ]
-    evaluation = report.evaluation
-    if evaluation is not None and evaluation.perplexity:
-        shown += _quality_tiles(evaluation.perplexity)
-    if evaluation is not None and evaluation.speed is not None:
-        whole = evaluation.speed.whole
-        note = f"compressed / dense, in tokens/s; prefill {times(whole.prefill.ratio)}"
-        shown.append(Tile(name="Decode speed", value=times(whole.decode.ratio), note=note))
-    return shown
-
-
-def _quality_tiles(texts: tuple[PerplexityComparison, ...]) -> Iterator[Tile]:
-    """Yield the largest perplexity ratio and the largest divergence of any text."""
-    worst = max(texts, key=lambda text: text.ratio)
-    rank = f", worst of {len(texts)} texts" if len(texts) > 1 else ""
-    note = f"{number(worst.dense)} → {number(worst.compressed)} on {_last_part(worst.text)}{rank}"
-    yield Tile(name="Perplexity", value=times(worst.ratio), note=note)
-    diverging = max(texts, key=lambda text: text.kl or 0.0)
-    if diverging.kl is not None and diverging.top1_agreement is not None:
-        note = (
-            f"nats per token on {_last_part(diverging.text)}{rank}; same top-1 token at "
-            f"{percent(diverging.top1_agreement)} of positions"
-        )
-        yield Tile(name="KL divergence", value=number(diverging.kl), note=note)
-
-
 def cautions(page: ReportPage) -> list[str]:
     """Return the warnings that are shown before all figures."""
     report = page.report
-    evaluation, allocation = report.evaluation, report.allocation
-    sentences = [_sentence(warning) for warning in report.warnings]
+    allocation, paths = report.allocation, local_references(report)
+    sentences = [_sentence(without_paths(warning, paths)) for warning in report.warnings]
     if IN_DOMAIN_ONLY_WARNING in report.warnings:
         index = report.warnings.index(IN_DOMAIN_ONLY_WARNING)
         sentences[index] += " Evaluate on out-of-domain text, too."
     if allocation is not None and allocation.fallback_reason is not None:
         sentences.append(
             f"Allocated by {allocation.allocator} instead of the requested "
-            f"{allocation.requested}: {allocation.fallback_reason}."
+            f"{allocation.requested}: {without_paths(allocation.fallback_reason, paths)}."
         )
-    if evaluation is None or not (evaluation.perplexity or evaluation.tasks):
-        sentences.append("Quality was not measured: the loss of quality is unknown.")
     if page.job is not None and page.job.expired_at is not None:
         sentences.append("The job's files have expired and were deleted; this report remains.")
     return sentences
@@ -124,13 +78,31 @@ def _residual(report: CompressionReport) -> Facts:
     return [("Residual stream", f"{report.geometry.hidden_size:,} → {sizes}, with shortcuts")]
 
 
+def subtitle(report: CompressionReport) -> str:
+    """Return the line below the title: what was removed, how, and where the result runs."""
+    whole = percent(1.0 - report.params_after / report.params_before)
+    layers = percent(report.removed_fraction)
+    parts = [f"{whole} smaller: {layers} of the layers' weights removed by {report.method}"]
+    if report.runtimes:
+        parts.append(f"runs in {'; '.join(report.runtimes)}")
+    return " · ".join(parts)
+
+
+def removed(report: CompressionReport) -> str:
+    """Return what was removed: of the whole model, and of the layers' weights."""
+    whole = 1.0 - report.params_after / report.params_before
+    return (
+        f"{percent(whole)} of the model: {percent(report.removed_fraction)} of the layers' weights"
+    )
+
+
 def summary(page: ReportPage) -> Facts:
     """Return the main facts about the compression."""
     report = page.report
     facts = [
         ("Model", page.model),
         ("Requested", _budget(report.config)),
-        ("Removed", f"{percent(report.removed_fraction)} of the compressible parameters"),
+        ("Removed", removed(report)),
         *_layers(report),
         *_residual(report),
         ("Parameters", f"{report.params_before:,} → {report.params_after:,}"),
@@ -193,12 +165,14 @@ def _job_facts(job: JobFacts) -> Facts:
 
 def settings(page: ReportPage) -> Table:
     """Return every setting by its dotted name, including defaults."""
-    rows = list(_flatten("compression", page.report.config.model_dump(mode="json")))
+    paths = local_references(page.report)
+    config = public_settings(page.report.config.model_dump(mode="json"), paths)
+    rows = list(_flatten("compression", config))
     evaluation = page.report.evaluation.config if page.report.evaluation else None
     if evaluation is None and page.job is not None:
         evaluation = page.job.evaluation
     if evaluation is not None:
-        rows += _flatten("evaluation", evaluation.model_dump(mode="json"))
+        rows += _flatten("evaluation", public_settings(evaluation.model_dump(mode="json"), paths))
     return Table(columns=("setting", "value"), rows=(("model", page.model), *rows), numeric=False)
 
 
@@ -230,7 +204,7 @@ def quality(report: CompressionReport) -> Table | None:
 
 def _quality_row(text: PerplexityComparison, domain: Domain) -> tuple[str, ...]:
     return (
-        text.text,
+        text_name(text.text),
         DOMAIN_NAMES[domain],
         number(text.dense),
         number(text.compressed),
@@ -324,8 +298,8 @@ def _speed_rows(speed: SpeedReport) -> Iterator[tuple[str, ...]]:
     }
     for name, part in parts.items():
         if part is not None:
-            yield (name, "prefill", *phase_cells(part.prefill))
-            yield (name, "decode", *phase_cells(part.decode))
+            yield (name, "prompt processing", *phase_cells(part.prefill))
+            yield (name, "generation", *phase_cells(part.decode))
 
 
 def phase_cells(phase: PhaseComparison) -> tuple[str, str, str]:
@@ -342,7 +316,7 @@ def _budget(config: CompressionConfig) -> str:
         return f"{config.target_params:,} parameters in total"
     if config.target_bytes is not None:
         return f"{config.target_bytes:,} bytes of weights"
-    return f"{percent(config.ratio or 0.0)} of the compressible parameters removed"
+    return f"{percent(config.ratio or 0.0)} of the layers' weights removed"
 
 
 def _cost_of_target(target: str, allocation: AllocationReport) -> list[tuple[str, str]]:
@@ -404,12 +378,7 @@ def _flatten(name: str, value: Any) -> Iterator[tuple[str, str]]:
 
 
 def _source_name(source: str) -> str:
-    return f"{WEB} from {WEB_DATASET}" if source == WEB else _last_part(source)
-
-
-def _last_part(source: str) -> str:
-    """Return the last part of a path; the directories are long and private."""
-    return source.rsplit("/", 1)[-1]
+    return f"{WEB} from {WEB_DATASET}" if source == WEB else public_reference(source)
 
 
 def _sentence(text: str) -> str:

@@ -21,9 +21,11 @@ from intraslice_core.reports.chart import (
     linear_axis,
     log_axis,
 )
-from intraslice_core.reports.formatting import Table, count, number, percent, size, times
+from intraslice_core.reports.formatting import Table
 from intraslice_core.reports.page_contents import ModelResult
 from intraslice_core.reports.plots import shape_plot
+from intraslice_core.reports.quantities import count, number, percent, size, times
+from intraslice_core.reports.references import public_reference
 from intraslice_core.reports.schema import (
     AllocationReport,
     CompressionReport,
@@ -316,7 +318,8 @@ def quality_by_size(results: Sequence[ModelResult]) -> Figure | None:
         Series(name="other jobs", points=others),
         Series(name="this job", points=(_result_point(this),)),
     )
-    caption = f"Perplexity on {this.text}, compressed / dense; lower and further left is better."
+    text = public_reference(this.text or "")
+    caption = f"Perplexity on {text}, compressed / dense; lower and further left is better."
     points = [point for drawn in series for point in drawn.points]
     chart = Chart(
         title="Quality and size of this model's jobs",
@@ -342,7 +345,7 @@ def results_table(results: Sequence[ModelResult]) -> Table:
     return Table(
         columns=(
             *("job", "created", "labels", "method", "removed", "parameters", "weights"),
-            *("scored on", "perplexity", "KL", "top-1", "prefill", "decode"),
+            *("scored on", "perplexity", "KL", "top-1", "prompt processing", "generation"),
         ),
         rows=tuple(_result_row(result) for result in results),
         links=tuple("" if result.is_this else result.url for result in results),
@@ -360,7 +363,7 @@ def _result_row(result: ModelResult) -> tuple[str, ...]:
         _ABSENT if removed is None else percent(removed),
         count(result.params_after),
         size(result.bytes_after),
-        result.text or _ABSENT,
+        public_reference(result.text) if result.text else _ABSENT,
         _times(result.perplexity_ratio),
         _ABSENT if result.kl is None else number(result.kl),
         _ABSENT if result.top1_agreement is None else percent(result.top1_agreement),

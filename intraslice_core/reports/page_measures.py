@@ -1,12 +1,15 @@
-"""Tables and figures of measurements: sample outputs, verification, tasks, loads and spectra."""
+"""Tables and figures of measurements: verification, tasks, loads and spectra."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
 from intraslice_core.reports.chart import Chart, Point, Series, draw, linear_axis, log_axis
-from intraslice_core.reports.formatting import (
-    Table,
+from intraslice_core.reports.formatting import Table
+from intraslice_core.reports.page_facts import PAIRED_RATIOS, phase_cells
+from intraslice_core.reports.page_figures import Figure
+from intraslice_core.reports.plots import LayerSpectrum, spectrum_plot
+from intraslice_core.reports.quantities import (
     duration,
     mean_and_error,
     number,
@@ -14,9 +17,6 @@ from intraslice_core.reports.formatting import (
     size,
     times,
 )
-from intraslice_core.reports.page_facts import PAIRED_RATIOS, phase_cells
-from intraslice_core.reports.page_figures import Figure
-from intraslice_core.reports.plots import LayerSpectrum, spectrum_plot
 from intraslice_core.reports.schema import (
     BytesComparison,
     CompressionReport,
@@ -63,20 +63,6 @@ def _tournament_row(candidate: TournamentCandidate, kinds: tuple[str, ...]) -> t
         *(number(candidate.kl_by_text[kind]) for kind in kinds),
         duration(candidate.seconds),
         "",
-    )
-
-
-def continuations(report: CompressionReport) -> Table | None:
-    """Return both models' continuations of the prompts."""
-    if report.evaluation is None or not report.evaluation.continuations:
-        return None
-    return Table(
-        columns=("prompt", "dense", "compressed"),
-        rows=tuple(
-            (output.prompt, output.dense, output.compressed)
-            for output in report.evaluation.continuations
-        ),
-        numeric=False,
     )
 
 
@@ -148,8 +134,8 @@ def loads_setting(report: CompressionReport) -> str:
 
 def _load_rows(load: LoadReport) -> Iterator[tuple[str, ...]]:
     name = f"{load.batch_size} × {load.context_length:,} tokens"  # noqa: RUF001
-    yield (name, "prefill, tokens/s", *phase_cells(load.prefill))
-    yield (name, "decode, tokens/s", *phase_cells(load.decode))
+    yield (name, "prompt processing, tokens/s", *phase_cells(load.prefill))
+    yield (name, "generation, tokens/s", *phase_cells(load.decode))
     yield (name, "time to first token, ms", *_milliseconds(load.first_token))
     yield (name, "peak memory", *_sizes(load.peak_memory))
     yield (name, "KV cache per token", *_sizes(load.cache_per_token))
@@ -168,13 +154,13 @@ def _sizes(sizes: BytesComparison) -> tuple[str, str, str]:
 
 
 def speed_ups(report: CompressionReport) -> tuple[Figure, ...]:
-    """Return the prefill and decode speed-up by context length, with one series per batch size."""
+    """Return the speed-ups of both phases by context length, with one series per batch size."""
     if report.evaluation is None or not report.evaluation.speed_grid:
         return ()
     grid = report.evaluation.speed_grid
     return (
-        _speed_up("Prefill", grid, lambda load: load.prefill.ratio),
-        _speed_up("Decode", grid, lambda load: load.decode.ratio),
+        _speed_up("Prompt processing", grid, lambda load: load.prefill.ratio),
+        _speed_up("Generation", grid, lambda load: load.decode.ratio),
     )
 
 

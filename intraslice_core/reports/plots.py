@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from markupsafe import Markup
 
 from intraslice_core.plan import LayerPlan, ModelPlan
-from intraslice_core.reports.formatting import percent, rendered, short
+from intraslice_core.reports.formatting import rendered, short
+from intraslice_core.reports.quantities import percent
 from intraslice_core.reports.schema import CompressionReport, SpectrumReport
 
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from intraslice_core import linalg
 from intraslice_core.linalg import Factor
 
 
@@ -108,14 +109,14 @@ class _Elimination:
         """Return the cost of removing these heads together."""
         rows = self.rows(removed)
         weight = self.weight[rows]
-        return float((weight * torch.linalg.solve(self.inverse[rows][:, rows], weight)).sum())
+        return float((weight * linalg.solve(self.inverse[rows][:, rows], weight)).sum())
 
     def without(self, removed: list[int]) -> _Elimination:
         """Return the state after these heads were removed and the others compensate for them."""
         out = self.rows(removed)
         remaining = self.rows([head for head in self.heads if head not in removed])
         columns = self.inverse[remaining][:, out]
-        compensation = torch.linalg.solve(self.inverse[out][:, out], columns, left=False)
+        compensation = linalg.solve(self.inverse[out][:, out], columns, left=False)
         return _Elimination(
             heads=tuple(head for head in self.heads if head not in removed),
             weight=self.weight[remaining] - compensation @ self.weight[out],

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from intraslice_core import linalg
-from intraslice_core.linalg import Factor
+from intraslice_core.linalg import WORKING_DTYPE, Factor
 
 OBS_CHUNK_DIVISOR = 48
 """Fraction of the neurons, 1 in this many, removed between two updates: 32 of 1,536.
@@ -59,7 +59,10 @@ def leverage_score(gram: Tensor, damping: float) -> Tensor:
     """
     matrix = linalg.DampedMatrix(gram)
     factor = matrix.factor(damping)
-    return 1.0 - factor.damping * matrix.scale * factor.inverse().diagonal()
+    inverse = factor.rounded_inverse()
+    if inverse is None:
+        inverse = factor.inverse()
+    return 1.0 - factor.damping * matrix.scale * inverse.diagonal()
 
 
 def magnitude_score(gate: Tensor | None, up: Tensor, output: Tensor) -> Tensor:
@@ -94,7 +97,8 @@ def eliminate_neurons(factor: Factor, output: Tensor, keep: int) -> NeuronChoice
     `W` and `H⁻¹` of the others, which compensate for the removed ones (Schur complement).
 
     Args:
-        factor: damped Cholesky factor of `H = E[u uᵀ]`, (width, width).
+        factor: damped Cholesky factor of `H = E[u uᵀ]`, (width, width). A factor in float32 is
+            followed by an elimination in float32, and in float64 if that becomes imprecise.
         output: down projection `W` by rows of neurons, (width, m); its squared lengths are the
             error that saliencies predict.
         keep: neurons to keep, 0 or more.
@@ -102,7 +106,30 @@ def eliminate_neurons(factor: Factor, output: Tensor, keep: int) -> NeuronChoice
     Raises:
         NumericalError: if the inverse is not finite.
     """
-    inverse = factor.inverse()
+    rounded = factor.rounded_inverse()
+    choice = None if rounded is None else _eliminate(rounded, output, keep, factor)
+    del rounded  # before an inverse in float64 exists
+    if choice is None:
+        choice = _eliminate(factor.inverse(), output, keep, None)
+    assert choice is not None
+    return choice
+
+
+def _eliminate(
+    inverse: Tensor, output: Tensor, keep: int, checked_by: Factor | None
+) -> NeuronChoice | None:
+    """Remove neurons until `keep` remain.
+
+    Args:
+        inverse: `H⁻¹`, (width, width), float64 or float32; overwritten.
+        output: as in `eliminate_neurons`.
+        keep: neurons to keep.
+        checked_by: factor by which the inverse of the others is checked whenever it shrinks; None
+            without check.
+
+    Returns:
+        The choice; None if the inverse became imprecise.
+    """
     chunk = max(output.shape[0] // OBS_CHUNK_DIVISOR, 1)
     weight = output.to(inverse, copy=True)
     alive = torch.arange(weight.shape[0], device=weight.device)
@@ -121,18 +148,20 @@ def eliminate_neurons(factor: Factor, output: Tensor, keep: int) -> NeuronChoice
             rows = (~is_removed).nonzero().flatten()
             weight, inverse = weight[rows], inverse[rows][:, rows]
             alive, is_removed = alive[rows], is_removed[rows]
+            if checked_by is not None and len(alive) and not checked_by.inverts(inverse, alive):
+                return None
     empty = alive.new_empty(0)
     return NeuronChoice(
         kept=alive,
         removal_order=torch.cat(order) if order else empty,
-        removal_cost=torch.cat(cost) if cost else inverse.new_empty(0),
-        score=score,
+        removal_cost=(torch.cat(cost) if cost else inverse.new_empty(0)).to(WORKING_DTYPE),
+        score=score.to(WORKING_DTYPE),
     )
 
 
 def _compensate(weight: Tensor, inverse: Tensor, removed: Tensor) -> None:
     """Update `W` and `H⁻¹` in place so that the other neurons compensate for the removed ones."""
     columns = inverse[:, removed]
-    compensation = torch.linalg.solve(columns[removed], columns, left=False)
+    compensation = linalg.solve(columns[removed], columns, left=False)
     weight.addmm_(compensation, weight[removed], alpha=-1.0)
     inverse.addmm_(compensation, columns.mT, alpha=-1.0)

@@ -193,7 +193,7 @@ def keep_given_pairs(moment: Tensor, kept: Tensor) -> PairChoice:
     rows = _rows(lower @ lower.mT, both)
     own = rows.gather(-1, both[:, None, :].expand(-1, rows.shape[1], -1))
     target = rows[..., :pairs].sum(-1, keepdim=True)
-    coefficients = torch.linalg.solve(own, target).squeeze(-1)
+    coefficients = linalg.solve(own, target).squeeze(-1)
     return PairChoice(
         kept=kept,
         turns=torch.unflatten(coefficients, -1, (2, kept.shape[-1])).mT,
@@ -237,7 +237,7 @@ def _removal_costs(state: _Elimination, features: Tensor) -> Tensor:
     """
     blocks = state.inverse[:, features[:, :, None], features[:, None, :]]
     parts = state.coefficients[:, features]
-    costs: Tensor = (parts * torch.linalg.solve(blocks, parts)).sum(-1)
+    costs: Tensor = (parts * linalg.solve(blocks, parts)).sum(-1)
     return costs
 
 
@@ -254,7 +254,7 @@ def _without(state: _Elimination, removed: Tensor, remaining: Tensor) -> _Elimin
     rows = _rows(state.inverse, others)
     columns = rows.gather(-1, out[:, None, :].expand(-1, rows.shape[1], -1))
     block = _rows(state.inverse, out).gather(-1, out[:, None, :].expand(-1, 2, -1))
-    compensation = torch.linalg.solve(block, columns, left=False)
+    compensation = linalg.solve(block, columns, left=False)
     coefficients = state.coefficients.gather(-1, out)
     inverse = rows.gather(-1, others[:, None, :].expand(-1, rows.shape[1], -1))
     return _Elimination(

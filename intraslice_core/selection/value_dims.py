@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from intraslice_core import linalg
 from intraslice_core.linalg import Factor
 
 
@@ -72,7 +73,7 @@ def _block_costs(weight: Tensor, inverse: Tensor, blocks: Tensor) -> Tensor:
     """Return the cost of removing each block alone, (groups, dimensions)."""
     rows = weight[blocks]
     own = inverse[blocks.unsqueeze(-1), blocks.unsqueeze(-2)]
-    solved: Tensor = torch.linalg.solve(own, rows @ rows.mT)
+    solved = linalg.solve(own, rows @ rows.mT)
     return solved.diagonal(dim1=-2, dim2=-1).sum(-1)
 
 
@@ -80,8 +81,8 @@ def _remove(weight: Tensor, inverse: Tensor, removed: Tensor) -> Tensor:
     """Update `W` and `H⁻¹` in place for the removal of inputs; return its cost, a scalar."""
     columns, rows = inverse[:, removed], weight[removed]
     own = columns[removed]
-    cost: Tensor = (rows * torch.linalg.solve(own, rows)).sum()
-    compensation = torch.linalg.solve(own, columns, left=False)
+    cost: Tensor = (rows * linalg.solve(own, rows)).sum()
+    compensation = linalg.solve(own, columns, left=False)
     weight.addmm_(compensation, rows, alpha=-1.0)
     inverse.addmm_(compensation, columns.mT, alpha=-1.0)
     return cost

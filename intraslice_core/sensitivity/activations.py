@@ -24,6 +24,7 @@ from intraslice_core.errors import NumericalError
 from intraslice_core.files import atomic_file
 from intraslice_core.plan import Module
 from intraslice_core.sensitivity.dense_pass import embedded, sequences_at_once
+from intraslice_core.transfers import device_batches
 
 MODULES: tuple[Module, ...] = ("attention", "mlp")
 
@@ -111,10 +112,9 @@ def measure_activations(
             layers.rotary(layer, length),
             prefix_length,
         )
-        for start in range(0, samples, size):
-            before_batch((layer + start / samples) / layers.num_layers)
-            rows = hidden[start : start + size]
-            rows.copy_(passed.advance(rows.to(layers.device)))
+        for batch in device_batches(hidden, size, layers.device):
+            before_batch((layer + batch.rows.start / samples) / layers.num_layers)
+            batch.replace(passed.advance(batch.values))
         try:
             measured.append(passed.moments())
         except NumericalError as error:

@@ -6,6 +6,7 @@ and one sum per layer.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from intraslice_core.errors import NumericalError
 from intraslice_core.files import atomic_file
 from intraslice_core.linalg import WORKING_DTYPE
 from intraslice_core.sensitivity.dense_pass import embedded, sequences_at_once
+from intraslice_core.transfers import device_batches
 
 
 class InfluenceAccumulator:
@@ -33,7 +35,7 @@ class InfluenceAccumulator:
 
     def __init__(self, prefix_length: int = 0) -> None:
         self._prefix_length = prefix_length
-        self._sum = 0.0
+        self._sum = torch.zeros((), dtype=WORKING_DTYPE)
         self._tokens = 0
 
     def add(self, before: Tensor, after: Tensor) -> None:
@@ -43,7 +45,7 @@ class InfluenceAccumulator:
             for hidden in (before, after)
         )
         cosines = F.cosine_similarity(first, second, dim=-1)
-        self._sum += float(cosines.sum(dtype=WORKING_DTYPE))
+        self._sum = self._sum + cosines.sum(dtype=WORKING_DTYPE)
         self._tokens += cosines.numel()
 
     def influence(self) -> float:
@@ -54,9 +56,10 @@ class InfluenceAccumulator:
         """
         if self._tokens == 0:
             raise NumericalError("no tokens were seen")
-        if self._sum != self._sum:
+        total = float(self._sum)
+        if math.isnan(total):
             raise NumericalError("a hidden state is NaN or infinite")
-        return max(1.0 - self._sum / self._tokens, 0.0)
+        return max(1.0 - total / self._tokens, 0.0)
 
 
 def measure_block_influence(
@@ -86,13 +89,11 @@ def measure_block_influence(
     for layer in range(layers.num_layers):
         weights, settings = layers.weights(layer), layers.settings(layer)
         rotary, accumulator = layers.rotary(layer, length), InfluenceAccumulator(prefix_length)
-        for start in range(0, samples, size):
-            before_batch((layer + start / samples) / layers.num_layers)
-            rows = hidden[start : start + size]
-            before = rows.to(layers.device)
-            after = decoder_layer.forward(before, weights, settings, rotary)
-            accumulator.add(before, after)
-            rows.copy_(after)
+        for batch in device_batches(hidden, size, layers.device):
+            before_batch((layer + batch.rows.start / samples) / layers.num_layers)
+            after = decoder_layer.forward(batch.values, weights, settings, rotary)
+            accumulator.add(batch.values, after)
+            batch.replace(after)
         try:
             influences.append(accumulator.influence())
         except NumericalError as error:

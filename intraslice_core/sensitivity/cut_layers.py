@@ -64,10 +64,10 @@ class CuttableLayer:
                 weights, heads.groups, heads.queries, settings, sensitivity.energies
             )
         space = attention_space(self.weights, settings)
-        cross, rows = projection.mT @ self.moments.attention, space.rows()
+        cross, rows = linalg.product(projection.mT, self.moments.attention), space.rows()
         prior = projection.mT @ rows
-        factor = self._factor(cross @ projection)
-        fitted = prior + factor.solve(cross @ (rows - projection @ prior))
+        factor = self._factor(linalg.product(cross, projection))
+        fitted = prior + factor.solve(linalg.product(cross, rows - projection @ prior))
         output = slicing.output_projection(space.unscaled(fitted), self.weights.attention_output)
         return replace(weights, attention_output=output)
 
@@ -93,9 +93,8 @@ class CuttableLayer:
     def cut_mlp(self, weights: LayerWeights, plan: LayerPlan) -> LayerWeights:
         """Cut the neurons of `weights` and refit the down projection.
 
-        The neurons kept at any width come last in the removal order. With these first, `H` damped
-        is `L Lᵀ`, and the refit of the first k rows is `W[:k] + L[:k, :k]⁻ᵀ L[k:, :k]ᵀ W[k:]`: one
-        factor serves all widths.
+        The neurons kept at any width come last in the removal order. With these first, one factor
+        of `H` serves all widths.
         """
         width = self.weights.up.weight.shape[0]
         if plan.intermediate_size == 0:
@@ -104,10 +103,7 @@ class CuttableLayer:
             return weights
         space, order = mlp_space(self.weights, self.settings), self._input_order
         rows, keep = space.rows()[order], plan.intermediate_size + len(order) - width
-        factor = self._mlp_factor
-        right = factor[keep:, :keep].mT @ rows[keep:]
-        change = torch.linalg.solve_triangular(factor[:keep, :keep].mT, right, upper=True)
-        fitted = linalg.require_finite(rows[:keep] + change, "the solution of a linear system")
+        fitted = self._mlp_factor.refit_leading(rows, keep)
         kept_inputs, positions = order[:keep].sort()
         kept_neurons = kept_inputs[: plan.intermediate_size]
         weights = slicing.slice_neurons(weights, kept_neurons)
@@ -123,10 +119,10 @@ class CuttableLayer:
         return torch.cat((bias, neurons))
 
     @cached_property
-    def _mlp_factor(self) -> Tensor:
-        """Damped Cholesky factor of the MLP's moment in that order, float64."""
+    def _mlp_factor(self) -> linalg.Factor:
+        """Damped Cholesky factor of the MLP's moment in that order."""
         order = self._input_order
-        return self._factor(self.moments.mlp[order][:, order]).cholesky
+        return self._factor(self.moments.mlp[order][:, order])
 
     def _factor(self, gram: Tensor) -> linalg.Factor:
         return linalg.damped_cholesky(gram, self.damping, per_dimension=self.per_dimension)

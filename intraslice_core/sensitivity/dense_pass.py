@@ -36,7 +36,7 @@ def sequences_at_once(batch_size: int, length: int, device: torch.device) -> int
 
 
 def embedded(layers: DenseLayers, tokens: Tensor) -> Tensor:
-    """Return the hidden states before the first layer in host memory, a sequence at a time.
+    """Return the hidden states before the first layer, embedded a sequence at a time.
 
     Args:
         layers: the dense model.
@@ -80,14 +80,13 @@ class DensePass:
         self._heads = _MeanOuter("attention")
         self._neurons = _MeanOuter("mlp")
 
-    def advance(self, rows: Tensor) -> Tensor:
+    def advance(self, hidden: Tensor) -> Tensor:
         """Add one batch to the moments and return the hidden states after the layer.
 
         Args:
-            rows: hidden states before the layer, (batch, sequence, hidden_size).
+            hidden: before the layer, (batch, sequence, hidden_size), on the layer's device.
         """
         weights, settings = self.weights, self._settings
-        hidden = rows.to(self.device)
         inner = self._attend(decoder_layer.attention_inputs(hidden, weights, settings))
         observation = self._attention_space.observe(inner, inner)
         between = hidden + observation.added
@@ -98,7 +97,7 @@ class DensePass:
         observation = self._mlp_space.observe(inner, inner)
         after = between + observation.added
         self._neurons.add(scaled(observation.inner, prefix_scale(after, self._prefix_length)))
-        return after.to(rows.device)
+        return after
 
     def _attend(self, normed: Tensor) -> Tensor:
         """Return the attention's inner activations `o`."""

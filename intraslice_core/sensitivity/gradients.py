@@ -1,7 +1,7 @@
 """Gradients of the language-model loss at every module's output (docs/method.md, section 4).
 
 One layer's graph is in memory at a time. The forward pass stores the hidden states before every
-layer in host memory; the backward pass recomputes each layer from them with gradients enabled.
+layer; the backward pass recomputes each layer from them with gradients enabled.
 Only second moments of the gradients are kept:
 
 * `G = E[g gᵀ]` of the gradient at the contributions of attention and MLP to the residual stream:
@@ -13,7 +13,7 @@ Only second moments of the gradients are kept:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,7 +26,9 @@ from intraslice_core.checkpoints.dense_model import DenseLayers
 from intraslice_core.decoder_layer import LayerSettings, LayerWeights, Rotary
 from intraslice_core.errors import NumericalError
 from intraslice_core.linalg import WORKING_DTYPE
+from intraslice_core.plan import Module
 from intraslice_core.statistics import prefix_scale, scaled, second_moment_sum
+from intraslice_core.transfers import zipped_batches
 
 GROUP_SEQUENCES = 8
 """Number of sequences whose gradients are summed before squaring, as in arXiv 2602.01975."""
@@ -143,7 +145,7 @@ def loss_gradients(
     """Compute gradients of the summed next-token loss, forward and backward over the tokens.
 
     Masks are summed over groups of `GROUP_SEQUENCES`. A part of a group passes the model at a time:
-    its hidden states before all layers are in host memory at once. On a CPU, where weights are
+    its hidden states before all layers are in memory at once. On a CPU, where weights are
     mapped, a part has at most `_TOKENS_AT_ONCE` tokens; elsewhere it is a whole group.
 
     Args:
@@ -216,7 +218,7 @@ class _PartPass:
             files.add(layer, gradients, continues_group=continues_group)
 
     def _forward(self) -> Iterator[Tensor]:
-        """Yield the hidden states before every layer and after the last, in host memory."""
+        """Yield the hidden states before every layer and after the last."""
         memory = self._layers.memory
         hidden = memory.copy(self._layers.embed(self._tokens).cpu())
         yield hidden
@@ -225,23 +227,30 @@ class _PartPass:
             weights, settings = self._layers.weights(layer), self._layers.settings(layer)
             rotary = self._layers.rotary(layer, self._tokens.shape[1])
             after = memory.empty(hidden.shape, hidden.dtype)
-            for rows in self._rows:
-                batch = hidden[rows].to(weights.up.weight.device)
-                output = _finite_forward(layer, batch, weights, settings, rotary)
-                after[rows] = output.to(hidden.device)
+            is_finite = []
+            for (batch,) in zipped_batches((hidden,), self._rows, self._layers.device):
+                output = decoder_layer.forward(batch.values, weights, settings, rotary)
+                is_finite.append(torch.isfinite(output).all())
+                batch.write_to(after, output)
+            if not torch.stack(is_finite).all():
+                inputs = (hidden[rows].to(self._layers.device) for rows in self._rows)
+                raise _not_finite(layer, inputs, weights, settings, rotary)
             hidden = after
             yield hidden
 
     def _output_gradient(self, hidden: Tensor) -> Tensor:
         """Return the gradient of the summed loss at the last layer's output, shape of `hidden`."""
-        gradient = torch.zeros_like(hidden)
+        gradient = self._layers.memory.empty(hidden.shape, hidden.dtype).zero_()
         # The token at `position` is predicted from the position before; the prefix is not scored.
         first, length = max(self._prefix_length, 1), self._tokens.shape[1]
-        for row in range(hidden.shape[0]):
+        for row, sequence in enumerate(hidden):
+            own = sequence.to(self._layers.device)
+            own_gradient = torch.zeros_like(own)
             for start in range(first - 1, length - 1, self._layers.logit_rows):
                 end = min(start + self._layers.logit_rows, length - 1)
                 targets = self._tokens[row, start + 1 : end + 1]
-                gradient[row, start:end] = self._loss_gradient(hidden[row, start:end], targets)
+                own_gradient[start:end] = self._loss_gradient(own[start:end], targets)
+            gradient[row] = own_gradient
         return gradient
 
     def _loss_gradient(self, hidden: Tensor, targets: Tensor) -> Tensor:
@@ -281,19 +290,18 @@ class _PartPass:
         heads = torch.zeros((), device=device)
         moments = torch.zeros((), device=device)
         neurons = torch.zeros((), device=device)
-        for rows in self._rows:
-            at_output = gradient[rows].to(device)
-            graph = _LayerGraph(hidden[rows].to(device), weights, settings, rotary)
-            batch = graph.gradients(at_output)
-            mlp += _outer(at_output[:, text])
+        for before, after in zipped_batches((hidden, gradient), self._rows, device):
+            graph = _LayerGraph(before.values, weights, settings, rotary)
+            batch = graph.gradients(after.values)
+            mlp += _outer(after.values[:, text])
             attention += _outer(batch.between[:, text])
             inner = graph.attention_inner
             heads = heads + _head_products(inner, batch.inner_attention, weights)
             inner = scaled(inner, prefix_scale(graph.between, self._prefix_length))
             moments = moments + _head_products(inner, inner, weights)
             neurons = neurons + (graph.mlp_inner.float() * batch.inner_mlp.float()).sum((0, 1))
-            gradient[rows] = batch.inputs.to(gradient.device)
-        if not (torch.isfinite(mlp).all() and torch.isfinite(attention).all()):
+            after.replace(batch.inputs)
+        if not torch.isfinite(mlp).all() & torch.isfinite(attention).all():
             raise NumericalError("a gradient is NaN or infinite", layer=layer)
         tokens = gradient.shape[0] * (gradient.shape[1] - self._prefix_length)
         return LayerGradients(
@@ -318,23 +326,26 @@ def _sampled_targets(logits: Tensor, sampler: torch.Generator) -> Tensor:
     return torch.searchsorted(cumulative, (1 - uniform) * cumulative[:, -1:]).squeeze(1)
 
 
-def _finite_forward(
-    layer: int, hidden: Tensor, weights: LayerWeights, settings: LayerSettings, rotary: Rotary
-) -> Tensor:
-    """Return the hidden states after a layer.
+def _not_finite(
+    layer: int,
+    inputs: Iterable[Tensor],
+    weights: LayerWeights,
+    settings: LayerSettings,
+    rotary: Rotary,
+) -> NumericalError:
+    """Return the error of a layer whose output is not finite, naming the module.
 
-    Raises:
-        NumericalError: if they are not finite, naming the layer and the module.
+    Args:
+        layer: number of the layer.
+        inputs: batches of the hidden states before it.
+        weights: of the layer.
+        settings: of the layer.
+        rotary: tables of the layer.
     """
-    output = decoder_layer.forward(hidden, weights, settings, rotary)
-    if torch.isfinite(output).all():
-        return output
-    attended = decoder_layer.attention(hidden, weights, settings, rotary)
-    raise NumericalError(
-        "an activation is NaN or infinite",
-        layer=layer,
-        module="mlp" if torch.isfinite(attended).all() else "attention",
-    )
+    attended = (decoder_layer.attention(hidden, weights, settings, rotary) for hidden in inputs)
+    is_finite = all(bool(torch.isfinite(added).all()) for added in attended)
+    module: Module = "mlp" if is_finite else "attention"
+    return NumericalError("an activation is NaN or infinite", layer=layer, module=module)
 
 
 class _LayerGraph:

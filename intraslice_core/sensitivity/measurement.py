@@ -44,6 +44,7 @@ from intraslice_core.sensitivity.layer_sensitivity import LayerSensitivity
 from intraslice_core.sensitivity.pair_effects import PairEffectAccumulator, PairInputs
 from intraslice_core.sensitivity.trial_cuts import TrialCut, TrialCuts, trial_cut_tokens
 from intraslice_core.statistics import HeadEnergyAccumulator
+from intraslice_core.transfers import device_batches
 
 NEURON_DAMPING = 1e-4
 """Relative damping of the Gram matrices in the elimination of neurons and heads."""
@@ -133,17 +134,17 @@ def measure_layers(  # noqa: PLR0913 (everything that one pass measures)
     for layer in range(layers.num_layers):
         try:
             layer_pass = _LayerPass(layers, layer, tokens.shape[1], prefix_length)
-            at_once = sequences_at_once(batch_size, tokens.shape[1], layer_pass.device)
-            for number, rows in enumerate(torch.split(hidden, at_once)):
-                done = number * at_once / len(tokens)
-                before_batch((layer + done) / layers.num_layers)
-                rows.copy_(layer_pass.advance(rows))
+            at_once = sequences_at_once(batch_size, tokens.shape[1], layers.device)
+            for batch in device_batches(hidden, at_once, layers.device):
+                before_batch((layer + batch.rows.start / len(tokens)) / layers.num_layers)
+                batch.replace(layer_pass.advance(batch.values))
             fisher = None if gradients is None else gradients.read(layer)
             sensitivity = layer_pass.sensitivity(
                 None if fisher is None else (fisher.attention, fisher.mlp), with_value_dims
             )
             if trials is not None:
-                trials.pass_layer(layer, layer_pass.trials(sensitivity) if layer in spots else ())
+                cuts = layer_pass.trials(sensitivity) if layer in spots else ()
+                trials.pass_layer(layer, cuts, layer_pass.weights)
         except NumericalError as error:
             raise NumericalError(
                 error.message, layer=layer, module=error.module, hint=error.hint
@@ -161,7 +162,7 @@ class _LayerPass(DensePass):
     def __init__(self, layers: DenseLayers, layer: int, length: int, prefix_length: int) -> None:
         super().__init__(layers, layer, length, prefix_length)
         settings = self._settings
-        self._hidden_energy = 0.0
+        self._hidden_energy = torch.zeros((), dtype=linalg.WORKING_DTYPE, device=self.device)
         self._tokens = 0
         self._energies = HeadEnergyAccumulator(
             num_attention_heads=settings.num_attention_heads,
@@ -173,16 +174,16 @@ class _LayerPass(DensePass):
         self._pair_inputs: list[PairInputs] = []
         """Queries, keys, values and scales of the first `PAIR_SEQUENCES` sequences."""
 
-    def advance(self, rows: Tensor) -> Tensor:
+    def advance(self, hidden: Tensor) -> Tensor:
         """Add one batch to the statistics and return the hidden states after the layer.
 
         Args:
-            rows: hidden states before the layer, (batch, sequence, hidden_size).
+            hidden: before the layer, (batch, sequence, hidden_size), on the layer's device.
         """
-        text = rows[:, self._prefix_length :]
-        self._hidden_energy += float(text.float().square().sum())
+        text = hidden[:, self._prefix_length :]
+        self._hidden_energy += text.float().square().sum()
         self._tokens += text.shape[0] * text.shape[1]
-        return super().advance(rows)
+        return super().advance(hidden)
 
     def _attend(self, normed: Tensor) -> Tensor:
         """Return the attention's `o`; record energies, and inputs of the pairs' effects."""
@@ -212,8 +213,8 @@ class _LayerPass(DensePass):
         """
         attention, mlp = self._metrics(metrics)
         factors = fisher_factor(attention), fisher_factor(mlp)
-        head_rows = self._attention_space.rows() @ factors[0]
-        neuron_rows = self._mlp_space.rows() @ factors[1]
+        head_rows = linalg.product(self._attention_space.rows(), factors[0])
+        neuron_rows = linalg.product(self._mlp_space.rows(), factors[1])
         moments = self.moments
         energies = self._energies.energies()
         effects = self._pair_effects(attention)
@@ -254,7 +255,7 @@ class _LayerPass(DensePass):
             return metrics[0].to(self.device), metrics[1].to(self.device)
         width = self.weights.attention_output.weight.shape[0]
         identity = torch.eye(width, dtype=linalg.WORKING_DTYPE, device=self.device)
-        scaled = identity * (self._tokens / self._hidden_energy)
+        scaled = identity * (self._tokens / float(self._hidden_energy))
         return scaled, scaled
 
     def _eliminate_neurons(self, rows: Tensor) -> tuple[Tensor, Tensor]:
@@ -309,7 +310,7 @@ class _LayerPass(DensePass):
     def _pair_effects(self, metric: Tensor) -> PairEffectAccumulator:
         """Return the effects of pairs and scores, weighed by each head's output metric."""
         rows, settings = self._head_rows(), self._settings
-        head_metric = fisher_factor(rows @ metric @ rows.mT)
+        head_metric = fisher_factor(linalg.product(rows, metric) @ rows.mT)
         effects = PairEffectAccumulator(
             num_key_value_heads=settings.num_key_value_heads,
             head_dim=settings.head_dim,
@@ -395,7 +396,7 @@ def _removal_loss(moment: Tensor, rows: Tensor) -> float:
         moment: of the inner activations, (width, width).
         rows: output projection in units of loss, (width, hidden_size).
     """
-    return 0.5 * float((rows * (moment @ rows)).sum())
+    return 0.5 * float((rows * linalg.product(moment, rows)).sum())
 
 
 def _losses(cost: Tensor) -> Tensor:

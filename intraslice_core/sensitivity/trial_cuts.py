@@ -14,7 +14,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-import torch
 from torch import Tensor
 
 from intraslice_core import decoder_layer
@@ -22,6 +21,7 @@ from intraslice_core.checkpoints.dense_model import DenseLayers, divergences
 from intraslice_core.decoder_layer import LayerWeights
 from intraslice_core.plan import Module
 from intraslice_core.sensitivity.dense_pass import sequences_at_once
+from intraslice_core.transfers import device_batches
 
 TRIAL_CUT_TOKENS = 2048
 """Tokens of the check set that trial cuts pass, at most."""
@@ -74,19 +74,25 @@ class TrialCuts:
         """
         self._trials: list[TrialCut] = []
 
-    def pass_layer(self, layer: int, cuts: Sequence[tuple[TrialCut, LayerWeights]]) -> None:
+    def pass_layer(
+        self,
+        layer: int,
+        cuts: Sequence[tuple[TrialCut, LayerWeights]],
+        dense: LayerWeights | None = None,
+    ) -> None:
         """Advance all hidden states past a dense layer and start a new trial for each of its cuts.
 
         Args:
             layer: number of the layer.
             cuts: trials with the layer's cut weights; their `layer` is filled in here.
+            dense: weights of the dense layer; None reads them.
         """
         started = [self._layers.memory.copy(self._states[0]) for _ in cuts]
         for hidden, (_, cut) in zip(started, cuts, strict=True):
             self._advance(layer, hidden, cut)
-        weights = self._layers.weights(layer)
+        dense = dense or self._layers.weights(layer)
         for hidden in self._states:
-            self._advance(layer, hidden, weights)
+            self._advance(layer, hidden, dense)
         self._states += started
         self._trials += [replace(trial, layer=layer) for trial, _ in cuts]
 
@@ -112,5 +118,5 @@ class TrialCuts:
         settings, device = self._layers.settings(layer), weights.up.weight.device
         rotary = self._layers.rotary(layer, hidden.shape[1])
         at_once = sequences_at_once(self._batch_size, hidden.shape[1], device)
-        for rows in torch.split(hidden, at_once):
-            rows.copy_(decoder_layer.forward(rows.to(device), weights, settings, rotary))
+        for batch in device_batches(hidden, at_once, device):
+            batch.replace(decoder_layer.forward(batch.values, weights, settings, rotary))

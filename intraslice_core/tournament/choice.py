@@ -8,8 +8,13 @@ import torch
 
 from intraslice_core.checkpoints.reader import CheckpointReader
 from intraslice_core.config import CompressionConfig, EvaluationConfig
-from intraslice_core.cost_model import TournamentPlan, plan_tournament
-from intraslice_core.device import device_class, resolve_device, resolve_dtype
+from intraslice_core.cost_model import (
+    TournamentPlan,
+    machine_rates,
+    plan_tournament,
+    stage_seconds,
+)
+from intraslice_core.device import device_class, gpu_class_of, resolve_device, resolve_dtype
 from intraslice_core.evaluation.texts import check_texts
 from intraslice_core.plan import ModelGeometry
 from intraslice_core.progress import Stage
@@ -82,5 +87,10 @@ def _expect(
     device = resolve_device(config.device)
     dtype = resolve_dtype(config.dtype, device, stored_dtype)
     machine = f"{device_class(device)} {dtype} {config.method}"
-    run.tournament_seconds = plan.seconds
-    run.expect(geometry, config, evaluation, stored_dtype.itemsize, machine)
+    rates = machine_rates(gpu_class_of(device), dtype.itemsize)
+    # The plan is made before a machine is known, and so for the reference.
+    item_bytes = stored_dtype.itemsize
+    reference = sum(stage_seconds(geometry, config, None, item_bytes).values())
+    own = sum(stage_seconds(geometry, config, None, item_bytes, rates).values())
+    run.tournament_seconds = plan.seconds * own / reference
+    run.expect(geometry, config, evaluation, item_bytes, machine, rates)

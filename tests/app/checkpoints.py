@@ -1,7 +1,8 @@
-"""A finished checkpoint of a few bytes, with manifest, report and card."""
+"""Checkpoints of a few bytes: a finished one, and a dense model of which only headers are real."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 from intraslice_core.checkpoints.manifest import write_manifest
@@ -58,3 +59,26 @@ def contents(directory: Path) -> dict[str, bytes]:
     """Return the content of all files by name."""
     files = (path for path in directory.rglob("*") if path.is_file())
     return {path.relative_to(directory).as_posix(): path.read_bytes() for path in files}
+
+
+def headers_only(directory: Path, **sizes: int) -> Path:
+    """Write a directory whose settings describe a Llama in bfloat16 that is not there."""
+    directory.mkdir(parents=True)
+    settings: dict[str, object] = {
+        "model_type": "llama",
+        "num_hidden_layers": 4,
+        "hidden_size": 64,
+        "intermediate_size": 256,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 4,
+        "vocab_size": 100,
+        "tie_word_embeddings": True,
+        "max_position_embeddings": 4096,
+        "dtype": "bfloat16",
+    }
+    (directory / "config.json").write_text(json.dumps(settings | sizes))
+    entry = {"dtype": "BF16", "shape": [4], "data_offsets": [0, 8]}
+    header = json.dumps({"model.norm.weight": entry}).encode()
+    content = len(header).to_bytes(8, "little") + header + bytes(8)
+    (directory / "model.safetensors").write_bytes(content)
+    return directory

@@ -26,7 +26,7 @@ EXTRAS = {
     "app/cli": (*BASE, "engine"),  # `quiet_transformers`, within engine commands
     "intraslice_core": ENGINE,
     "app": (*SERVER, "engine"),  # huggingface_hub in workers
-    "workers": SERVER,
+    "workers": (*SERVER, "engine"),  # torch, in the probe of devices
     "migrations": SERVER,
 }
 ELSEWHERE = {"vllm": "it imports the plugin, which registers with it"}

@@ -7,7 +7,6 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -68,9 +67,6 @@ def test_only_the_removal_service_deletes_objects() -> None:
 
 TRANSLATED_IN = "intraslice_core/device_memory.py"
 NO_TENSORS = {"intraslice_core/device.py": "parses the name of a device"}
-LATER = {
-    "intraslice_core/linalg.py": "the factorisations are rewritten with those of float32 (numerics)"
-}
 
 
 def catches(handler: ast.ExceptHandler, name: str) -> bool:
@@ -106,14 +102,13 @@ def handlers_of_runtime_errors(file: Path) -> list[tuple[int, bool]]:
     return handlers
 
 
-def files_with_handlers() -> Iterator[Any]:
-    """Yield the files of the engine that catch RuntimeError, marked where that is known."""
+def files_with_handlers() -> Iterator[str]:
+    """Yield the files of the engine that catch RuntimeError."""
     for path in sorted((REPOSITORY / "intraslice_core").rglob("*.py")):
         file = path.relative_to(REPOSITORY).as_posix()
         if file in NO_TENSORS or file == TRANSLATED_IN or not handlers_of_runtime_errors(path):
             continue
-        marks = [pytest.mark.xfail(strict=True, reason=LATER[file])] if file in LATER else []
-        yield pytest.param(file, marks=marks)
+        yield file
 
 
 @pytest.mark.parametrize("file", list(files_with_handlers()))

@@ -86,6 +86,7 @@ def test_a_command_that_does_not_exist_is_noticed() -> None:
 
 def test_every_setting_that_is_named_exists() -> None:
     settings = {f"INTRASLICE_{name.upper()}" for name in Settings.model_fields} | CLIENT_VARIABLES
+    settings |= {"INTRASLICE_TEST_DEVICE"}  # of the tests alone
     for page in PAGES:
         named = set(re.findall(r"INTRASLICE_[A-Z][A-Z0-9_]*[A-Z0-9]", page.read_text("utf-8")))
         assert named - settings == set(), page

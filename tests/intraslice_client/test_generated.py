@@ -15,6 +15,7 @@ ELSEWHERE = {
     "GET /metrics": "for Prometheus",
     "GET /v1/archives/{}.zip": "a link of a job's artifacts, for browsers",
     "GET /v1/downloads/{}/{}": "a link of an artifact",
+    "GET /v1/reports/{}": "a link to a shared report page, for browsers",
     "PUT /v1/uploads/{}/parts/{}/{}": "a link of an upload",
 }
 _PATH = re.compile(r'f?"(/[a-z0-9/:{}_.-]+)"')

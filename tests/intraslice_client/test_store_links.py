@@ -149,4 +149,4 @@ def test_another_service_at_the_url_is_an_error_in_one_line(s3_server: EmbeddedS
     assert_one_line(command("list", "--url", "http://host:port"), 2, "'http://host:port' is inv")
     missing = command("list", "--url", "nowhere")
     assert (missing.exit_code, "Traceback" in missing.output) == (5, False)
-    assert missing.stderr.startswith("error: no response from the service: ")
+    assert missing.stderr.startswith("error: no service answers at nowhere: ")

@@ -11,7 +11,7 @@ import pytest
 from intraslice_core.config import CompressionConfig, EvaluationConfig
 from intraslice_core.errors import CalibrationUniformError
 from intraslice_core.pipeline import _compress_checkpoint
-from intraslice_core.progress import ignore_progress, never_cancelled
+from intraslice_core.progress import ProgressEvent, Stage, ignore_progress, never_cancelled
 from intraslice_core.reports.schema import CompressionReport
 from intraslice_core.resume_state import ResumeState
 from intraslice_core.run import OpenedModel, Run
@@ -36,7 +36,8 @@ def compress(
         }
     )
     opened = OpenedModel(reference=str(dense), directory=dense)
-    settings = Run(on_progress=ignore_progress, should_cancel=never_cancelled, **run)
+    listening = {"on_progress": ignore_progress, "should_cancel": never_cancelled}
+    settings = Run(**(listening | run))
     return _compress_checkpoint(opened, out, config, settings, evaluation)
 
 
@@ -89,3 +90,14 @@ def test_uniform_text_may_be_part_of_a_mixture(dense, tmp_path):
     (tmp_path / "a.txt").write_text("a" * 10_000)
     sources = [{"source": str(tmp_path / "a.txt")}, {"source": "pydoc"}]
     assert compress(dense, tmp_path / "out", {"source": sources}).calibration_tokens == 8 * 64
+
+
+def test_text_that_the_model_writes_is_progress_in_tokens(dense, tmp_path):
+    events: list[ProgressEvent] = []
+    sources = [{"source": "self"}, {"source": "chat"}]
+    compress(dense, tmp_path / "out", {"source": sources}, on_progress=events.append)
+    written = [event for event in events if "writing calibration text" in event.message]
+    assert {event.stage for event in written} == {Stage.CALIBRATE}
+    # Both sources together: the first token of `self`, and one more of all eight sequences.
+    assert written[0].message == "writing calibration text: 16/512 tokens"
+    assert events[0].fraction < written[0].fraction

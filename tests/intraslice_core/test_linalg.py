@@ -81,3 +81,53 @@ def test_shrinking_keeps_the_order_of_energies_and_scales_correlations() -> None
     scale = shrunk.diagonal().rsqrt()
     torch.testing.assert_close(scale[:, None] * shrunk * scale, expected)
     torch.testing.assert_close(shrunk.diagonal(), 1.25 * gram.diagonal())
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 6.00 GiB"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+        RuntimeError(
+            "[enforce fail] DefaultCPUAllocator: not enough memory: you tried to allocate"
+        ),
+    ],
+)
+@pytest.mark.parametrize("kernel", ["eigh", "cholesky_ex", "qr", "solve"])
+def test_lack_of_memory_is_not_a_numerical_error(
+    monkeypatch: pytest.MonkeyPatch, error: RuntimeError, kernel: str
+) -> None:
+    with pytest.raises(RuntimeError) as caught:
+        factorise_with(monkeypatch, kernel, error)
+    assert caught.value is error
+
+
+@pytest.mark.parametrize("kernel", ["eigh", "cholesky_ex", "qr", "solve"])
+def test_other_failures_of_kernels_are_numerical_errors(
+    monkeypatch: pytest.MonkeyPatch, kernel: str
+) -> None:
+    error = RuntimeError("cusolver error: CUSOLVER_STATUS_EXECUTION_FAILED")
+    with pytest.raises(NumericalError, match="CUSOLVER_STATUS_EXECUTION_FAILED"):
+        factorise_with(monkeypatch, kernel, error)
+
+
+def test_singular_blocks_are_numerical_errors() -> None:
+    with pytest.raises(NumericalError, match="singular"):
+        linalg.solve(torch.zeros(2, 2), torch.ones(2, 1))
+
+
+def factorise_with(monkeypatch: pytest.MonkeyPatch, kernel: str, error: RuntimeError) -> None:
+    """Call the function that uses a kernel of torch, which raises."""
+
+    def fail(*args: object, **options: object) -> None:
+        raise error
+
+    monkeypatch.setattr(torch.linalg, kernel, fail)
+    gram = second_moment(4, 9, 0)
+    calls = {
+        "eigh": lambda: linalg.eigenbasis(gram),
+        "cholesky_ex": lambda: linalg.damped_cholesky(gram, 0.1),
+        "qr": lambda: linalg.orthonormal_columns(gram),
+        "solve": lambda: linalg.solve(gram, gram),
+    }
+    calls[kernel]()

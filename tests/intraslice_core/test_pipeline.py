@@ -114,6 +114,20 @@ def test_an_overflow_in_float16_advises_bfloat16(dense: Path, dtype: str, advise
     assert "layer 1" in str(error)
 
 
+def test_an_overflow_in_text_that_the_model_writes_advises_bfloat16(dense: Path) -> None:
+    name = "model.layers.1.self_attn.v_proj.weight"
+    edit_weights(dense, lambda tensors: tensors[name].fill_(6e4))
+    calibration = CalibrationConfig(source="self", samples=16, sequence_length=32)
+    config = CONFIG.model_copy(update={"dtype": "float16", "calibration": calibration})
+    assert "bfloat16" in str(rejection(dense, errors.NumericalError, config))
+
+
+def test_an_absent_gpu_is_rejected_before_the_model_is_opened(tmp_path: Path) -> None:
+    config = CONFIG.model_copy(update={"device": "cuda:99"})
+    error = rejection(tmp_path / "absent", errors.ConfigurationError, config)
+    assert error.field == "device"
+
+
 def test_a_calibration_text_that_is_too_short_is_rejected(dense: Path) -> None:
     text = dense.parent / "short.txt"
     text.write_text("too short")

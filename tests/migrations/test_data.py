@@ -11,11 +11,15 @@ import psycopg
 import pytest
 from sqlalchemy import Column, Connection, NullPool, Table, create_engine, insert, select, text
 
+from app.adapters.database import leases
+from app.adapters.database.engine import Database
 from app.adapters.database.migrate import downgrade, head_revision, migrations, upgrade
 from app.adapters.database.tables import metadata, schema_window
 from app.domain.errors import MigrationError
+from app.domain.worker import Slot
 from app.embedded.postgres import EmbeddedPostgres
 from app.settings import Settings
+from tests.app.fleets import CPU, gpu, slots
 
 pytestmark = pytest.mark.postgres
 
@@ -120,15 +124,18 @@ def test_a_migration_fails_on_a_locked_table_and_changes_nothing(used: Settings)
     assert version == head_revision()
 
 
-DEPLOYMENT_COLUMNS = ("store_prefix", "artifacts_checked_at", "artifacts_missing_at")
-"""Columns of jobs and uploads that revision 0013 adds."""
+LATER_COLUMNS = (
+    *("store_prefix", "artifacts_checked_at", "artifacts_missing_at"),
+    *("gpu_bytes", "device_number"),
+)
+"""Columns of jobs and uploads that revisions from 0013 on add."""
 
 
 def rows_without_new_columns(settings: Settings) -> dict[str, list[dict[str, Any]]]:
     with create_engine(settings.database_url, poolclass=NullPool).connect() as connection:
         return {
             table: [
-                {k: v for k, v in row._mapping.items() if k not in DEPLOYMENT_COLUMNS}
+                {k: v for k, v in row._mapping.items() if k not in LATER_COLUMNS}
                 for row in connection.execute(text(f"SELECT * FROM {table}"))
             ]
             for table in ("jobs", "uploads", "artifacts", "events", "api_keys", "webhooks")
@@ -172,8 +179,8 @@ def test_a_rollback_to_0012_and_a_new_upgrade_restore_the_deployment(used: Setti
 
 
 def copied_row(opened: Connection, table: str, new_id: str, created_at: str = "created_at") -> None:
-    """Copy the table's first row under another id, without the columns of 0013."""
-    skipped = (*DEPLOYMENT_COLUMNS, "id", "created_at")
+    """Copy the table's first row under another id, without the columns of later revisions."""
+    skipped = (*LATER_COLUMNS, "id", "created_at")
     listed = ", ".join(
         column.name for column in metadata.tables[table].columns if column.name not in skipped
     )
@@ -246,3 +253,50 @@ def test_methods_are_renamed_in_stored_jobs_and_back(used: Settings) -> None:
     assert methods(used) == named_after(2, after)
     downgrade(used, "0011")
     assert methods(used) == named_after(1, before)
+
+
+EARLIER_CLAIM = """
+UPDATE jobs SET state = 'running', lease_owner = 'earlier', fencing_token = fencing_token + 1,
+  lease_expires_at = now() + interval '30 s', attempt = attempt + 1, claimed_at = now()
+WHERE id = (
+  SELECT id FROM jobs WHERE state = 'queued' ORDER BY priority DESC, id LIMIT 1
+  FOR UPDATE SKIP LOCKED
+) RETURNING id
+"""
+"""The claim of workers before revision 0016."""
+
+
+def queue_job(settings: Settings, job_id: str, device: str) -> None:
+    """Insert a queued job as code before revision 0016 does."""
+    statement = (
+        "INSERT INTO jobs (id, project_id, state, model, compression, labels, max_attempts)"
+        ' VALUES (:id, \'default\', \'queued\', \'{"source": "package", "ref": "m"}\','
+        " jsonb_build_object('ratio', 0.3, 'device', CAST(:device AS text)), '{}', 3)"
+    )
+    with create_engine(settings.database_url, poolclass=NullPool).begin() as opened:
+        opened.execute(text(statement), {"id": job_id, "device": device})
+
+
+def claim(settings: Settings, slot: Slot) -> str | None:
+    database = Database(settings.database_url)
+    try:
+        with database.transaction() as transaction:
+            job = leases.claim_next(transaction, "new", 30.0, slot)
+    finally:
+        database.close()
+    return None if job is None else job.id
+
+
+def test_new_workers_run_jobs_of_before_0016_and_earlier_workers_run_new_ones(
+    used: Settings,
+) -> None:
+    downgrade(used, "0015")
+    queue_job(used, "job_01J00000000000000000000001", "cuda:1")
+    upgrade(used)
+    queue_job(used, "job_01J00000000000000000000002", "auto")
+    queue_job(used, "job_01J00000000000000000000003", "gpu")
+    on_cpu, on_gpu = slots(CPU, gpu(8))
+    assert claim(used, on_cpu) == "job_01J00000000000000000000002"
+    assert claim(used, on_gpu) == "job_01J00000000000000000000001"
+    with create_engine(used.database_url, poolclass=NullPool).begin() as opened:
+        assert opened.scalar(text(EARLIER_CLAIM)) == "job_01J00000000000000000000003"

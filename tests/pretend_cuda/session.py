@@ -373,7 +373,7 @@ _CHILD = (
 
 @contextmanager
 def _children_too(devices: int) -> Iterator[None]:
-    """Let programs that are started by `python -I` have the devices."""
+    """Let `python -I PROGRAM …` start with the devices."""
     real = subprocess.Popen.__init__
     program = _CHILD.format(root=str(_REPOSITORY), devices=devices)
 

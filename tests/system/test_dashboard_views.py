@@ -21,8 +21,13 @@ from tests.browsing import CHROMIUM, chromium, opened
 
 browser = chromium
 WIDE, NARROW = 1280, 390
+LINE = 24
+"""Height of a line in pixels, with its distance from the next."""
 COLOURS: tuple[Literal["light", "dark"], ...] = ("light", "dark")
-VIEWS = ("jobs", "new", "new?sweep", "sweeps", "compare", "uploads", "keys", "webhooks")
+VIEWS = (
+    *("jobs", "new", "new?sweep", "sweeps", "compare", "models", "datasets"),
+    *("keys", "webhooks", "audit", "jobs/job_missing", "sweeps/sweep_missing", "nowhere"),
+)
 
 # Generous: other tests compete for the cores.
 expect.set_options(timeout=60_000)
@@ -43,26 +48,40 @@ def test_missing_workers_are_reported(browser: Browser, settings: Settings) -> N
         expect(page.get_by_text("No workers are running")).to_be_visible()
         app.state.resources.workers.announce("somebody")
         expect(page.get_by_text("No workers are running")).to_be_hidden()
-        expect(page.get_by_text("of 1", exact=True)).to_be_visible()
+        expect(page.get_by_text("1 worker idle")).to_be_visible()
         page.close()
 
 
-def test_a_narrow_screen_shows_every_cell_of_a_job(
+def test_a_narrow_screen_shows_a_job_in_few_lines(
     browser: Browser, settings: Settings, resources: Resources
 ) -> None:
     in_state(resources, State.SUCCEEDED)
     with serving(settings) as (url, _):
         page, _log = opened(browser, url, NARROW)
-        for text in (page.locator("td .state"), page.get_by_text("1K → 700"), page.locator("time")):
+        sizes = page.get_by_text("3.91 KiB → 2.73 KiB")
+        perplexities = page.get_by_text("10.0 → 12.0")
+        for text in (page.locator("td .state"), sizes, perplexities, page.locator("td time")):
             box = text.bounding_box()
             assert box is not None
             assert 0 <= box["x"] < box["x"] + box["width"] <= NARROW
-        first = page.get_by_text("1K → 700").bounding_box()
-        second = page.get_by_text(re.compile("^perplexity . 1.20")).bounding_box()
-        assert first is not None
-        assert second is not None
-        assert second["x"] == first["x"] > 100  # one below the other, right of the column's name
+        row = page.get_by_role("table").get_by_role("row").last.bounding_box()
+        assert row is not None
+        assert row["height"] <= 5 * LINE
         expect(page.get_by_role("table").get_by_role("row")).to_have_count(2)
+        page.close()
+
+
+def test_a_narrow_screen_compares_jobs_side_by_side(
+    browser: Browser, settings: Settings, resources: Resources
+) -> None:
+    first, second = (in_state(resources, State.SUCCEEDED).id for _ in range(2))
+    with serving(settings) as (url, _):
+        page, _log = opened(browser, f"{url}/#/compare?jobs={first},{second}", NARROW)
+        results = page.get_by_role("region", name="Results")
+        for link in results.get_by_role("link").all():
+            box = link.bounding_box()
+            assert box is not None
+            assert 0 <= box["x"] < box["x"] + box["width"] <= NARROW
         page.close()
 
 
@@ -80,7 +99,7 @@ def test_a_webhook_is_created_tested_and_deleted(
         expect(page.get_by_text(re.compile("^whsec_"))).to_be_visible()
         page.get_by_role("button", name="Send test").click()
         expect(page.get_by_role("region", name="Deliveries").get_by_role("row")).to_have_count(2)
-        page.get_by_role("button", name="Delete").click()
+        page.get_by_role("button", name="Delete", exact=True).click()
         expect(page.get_by_role("region", name="Webhooks")).to_have_count(0)
         assert log.errors == []
         page.close()
@@ -95,14 +114,14 @@ def test_the_keyboard_suffices(browser: Browser, settings: Settings, resources: 
         expect(page.get_by_role("link", name="Skip to the content")).to_be_focused()
         page.keyboard.press("Enter")
         expect(page.locator("main")).to_be_focused()
-        for _ in range(12):
+        for _ in range(30):
             page.keyboard.press("Tab")
             if page.evaluate("document.activeElement.textContent").endswith(job.id):
                 break
         page.keyboard.press("Enter")
         expect(page.locator("h1 .state.queued")).to_be_visible()
         expect(page.locator("main")).to_be_focused()
-        for _ in range(3):
+        for _ in range(6):
             page.keyboard.press("Tab")
             if page.evaluate("document.activeElement.textContent") == "Cancel":
                 break
@@ -122,7 +141,7 @@ def test_a_job_is_polled_where_streams_are_blocked(
         expect(page.locator("h1 .state.queued")).to_be_visible()
         jobs.cancel_job(resources, OPERATOR, job.id)
         expect(page.locator("h1 .state.cancelled")).to_be_visible()
-        expect(page.get_by_text("Events (2)")).to_be_visible()
+        expect(page.get_by_role("tab", name="Log 2")).to_be_visible()
         page.close()
 
 
@@ -153,15 +172,17 @@ def test_login_rejects_an_invalid_key_and_respects_scopes(
         page.get_by_label("API key").fill(reader)
         page.get_by_role("button", name="Log in").click()
         expect(page.get_by_role("heading", name="Jobs")).to_be_visible()
-        expect(page.get_by_role("link", name="Keys")).to_have_count(0)
+        page.get_by_text("default", exact=True).click()
+        expect(page.get_by_role("link", name="API keys")).to_have_count(0)
         page.get_by_role("button", name="Log out").click()
         page.get_by_label("API key").fill(admin)
         page.get_by_role("button", name="Log in").click()
-        page.get_by_role("link", name="Keys").click()
+        page.get_by_text("default", exact=True).click()
+        page.get_by_role("link", name="API keys").click()
         page.get_by_label("Key name").fill("nightly")
         page.get_by_role("button", name="Create key").click()
         expect(page.get_by_text("It is not shown again")).to_be_visible()
-        expect(page.get_by_role("cell", name="nightly")).to_be_visible()
+        expect(page.get_by_role("cell", name="nightly", exact=True)).to_be_visible()
         page.close()
 
 
@@ -171,9 +192,12 @@ def test_every_view_fits_and_is_accessible_without_errors(
 ) -> None:
     first, second = (in_state(resources, State.SUCCEEDED).id for _ in range(2))
     waiting = queued(resources).id
-    more = (f"jobs/{first}", f"compare?jobs={first},{second}", f"compare?jobs={first},{waiting}")
+    others = (State.FAILED, State.CANCELLED, State.PAUSED)
+    ended = (in_state(resources, state).id for state in others)
+    jobs_of_all_states = (f"jobs/{job}" for job in (first, waiting, *ended))
+    pairs = (f"compare?jobs={first},{second}", f"compare?jobs={first},{waiting}")
     with serving(settings) as (url, _):
-        for view in (*VIEWS, *more):
+        for view in (*VIEWS, *jobs_of_all_states, *pairs):
             page, log = opened(browser, f"{url}/#/{view}", width)
             expect(page.locator("h1")).to_be_visible()
             page.wait_for_timeout(300)
@@ -181,17 +205,17 @@ def test_every_view_fits_and_is_accessible_without_errors(
             for colours in COLOURS:
                 page.emulate_media(color_scheme=colours)
                 assert violations(page) == [], (view, colours)
-            assert log.errors == [], view
+            # Chromium logs what the views of missing things ask for.
+            assert [error for error in log.errors if "404" not in error] == [], view
             assert all(request.startswith(url) for request in log.requests), log.requests
             page.close()
 
 
 def violations(page: Page) -> list[str]:
-    """Return the serious and critical accessibility violations of a page."""
+    """Return the accessibility violations of a page."""
     return [
         f"{violation['id']}: {violation['nodes'][0]['html'][:120]}"
         for violation in Axe().run(page).response["violations"]
-        if violation["impact"] in ("serious", "critical")
     ]
 
 
@@ -207,7 +231,7 @@ def test_the_first_view_is_small(browser: Browser, settings: Settings) -> None:
         page.goto(url)
         expect(page.get_by_text("No jobs yet")).to_be_visible()
         page.close()
-    assert 0 < sum(received) < 300_000
+    assert 0 < sum(received) < 150_000
 
 
 def test_files_are_served_with_etags_and_a_content_policy(settings: Settings) -> None:

@@ -37,7 +37,8 @@ def reduce_job(page: Page) -> None:
     page.get_by_label("Allocation method").select_option("uniform")
     for text in ("Chat (generated)", "Free text (generated)", "Python code"):
         page.get_by_role("checkbox", name=text, exact=True).first.uncheck()
-    page.get_by_role("group", name="Evaluation").get_by_label("Python code").uncheck()
+    page.locator("summary", has_text="Evaluation").click()
+    page.get_by_role("group", name="Evaluation texts").get_by_label("Python code").uncheck()
     page.get_by_label("Samples").fill("8")
     page.get_by_label("Tokens per sample").fill("64")
     page.get_by_role("checkbox", name="Benchmark speed").uncheck()

@@ -43,6 +43,13 @@ def finish(request: ChildRequest) -> None:
     send(FinishedMessage(report=REPORT))
 
 
+def tell_devices(request: ChildRequest) -> None:
+    """Write the GPUs that this process sees into the data directory."""
+    (work,) = (place for place in request.scratch.parents if place.name == "work")
+    (work.parent / "visible-devices").write_text(os.environ.get("CUDA_VISIBLE_DEVICES", "-"))
+    finish(request)
+
+
 def finish_on_signal_file(request: ChildRequest) -> None:
     while not request.checkpoint.with_name("go").exists():
         time.sleep(0.02)
@@ -99,6 +106,7 @@ def babble(request: ChildRequest) -> None:
 BEHAVIOURS = {
     "finish": finish,
     "finish_on_signal_file": finish_on_signal_file,
+    "tell_devices": tell_devices,
     "fail": fail,
     "exceed_device": exceed_device,
     "wait_for_stop": wait_for_stop,

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import threading
-from dataclasses import replace
 
 import pytest
 
 from app.domain.job import JobRecord
+from app.domain.worker import Device, Slot
 from app.services import claims
 from app.services.resources import Resources
 from app.telemetry.outages import BROKER, Outages
 from tests.app.builders import queued, succeeded
+from tests.app.fleets import enqueue, gpu, register, slots
 from workers import job_slots
+from workers.devices import cpu_slots
 from workers.job_slots import JobSlots
 
 pytestmark = [pytest.mark.postgres, pytest.mark.broker]
@@ -25,15 +27,18 @@ class Engine:
         self.started = threading.Semaphore(0)
         self.may_end = threading.Semaphore(0)
         self.running = self.most = 0
+        self.devices: dict[str, Device] = {}
+        """Device of every job that was started."""
         self._lock = threading.Lock()
 
     def run_next_job(
-        self, resources: Resources, owner: str, _stopping: threading.Event
+        self, resources: Resources, owner: str, _stopping: threading.Event, slot: Slot
     ) -> JobRecord | None:
-        job = claims.claim_next_job(resources, owner)
+        job = claims.claim_next_job(resources, owner, slot)
         if job is None:
             return None
         with self._lock:
+            self.devices[job.id] = slot.device
             self.running += 1
             self.most = max(self.most, self.running)
         self.started.release()
@@ -51,8 +56,7 @@ def engine(monkeypatch: pytest.MonkeyPatch) -> Engine:
 
 
 def slots_of(resources: Resources, concurrency: int, stopping: threading.Event) -> JobSlots:
-    settings = resources.settings.model_copy(update={"worker_concurrency": concurrency})
-    return JobSlots(replace(resources, settings=settings), "worker-1", stopping)
+    return JobSlots(resources, "worker-1", stopping, cpu_slots(concurrency))
 
 
 @pytest.mark.parametrize("concurrency", [1, 2])
@@ -102,10 +106,49 @@ def test_jobs_are_looked_for_only_while_the_broker_is_away(
     assert slots.run_without_hints(resources) == 0
 
 
+def test_a_worker_with_gpus_looks_for_jobs_whose_hints_went_elsewhere(
+    resources: Resources, engine: Engine
+) -> None:
+    job = enqueue(resources, device="gpu", gib=40)
+    looking = JobSlots(resources, "worker-1", threading.Event(), slots(gpu(80)))
+    assert looking.run_without_hints(resources) == 0, "it has not registered its GPU"
+    register(resources, "worker-1", gpu(80))
+    engine.may_end.release()
+    assert looking.run_without_hints(resources) == 1
+    assert engine.devices == {job.id: gpu(80)}
+
+
+def test_each_device_of_a_worker_looks_for_jobs(resources: Resources, engine: Engine) -> None:
+    large = enqueue(resources, device="gpu", gib=40)
+    small = enqueue(resources, device="gpu", gib=10)
+    fleet = JobSlots(resources, "worker-1", threading.Event(), slots(gpu(24), gpu(80)))
+    for _ in range(2):
+        engine.may_end.release()
+    assert fleet.run_queued() == 2
+    assert engine.devices == {small.id: gpu(24), large.id: gpu(80)}
+
+
+def test_every_gpu_runs_one_job_at_a_time(resources: Resources, engine: Engine) -> None:
+    jobs = [enqueue(resources, device="gpu", gib=10) for _ in range(3)]
+    fleet = JobSlots(resources, "worker-1", threading.Event(), slots(gpu(24), gpu(80)))
+    busy = [threading.Thread(target=fleet.run_queued) for _ in range(2)]
+    for thread in busy:
+        thread.start()
+        assert engine.started.acquire(timeout=30)
+    assert fleet.run_queued() == 0, "both are busy"
+    assert {engine.devices[job.id].name for job in jobs[:2]} == {"GPU 24", "GPU 80"}
+    for _ in jobs:
+        engine.may_end.release()
+    for thread in busy:
+        thread.join(30)
+    assert engine.most == 2
+    assert engine.devices.keys() == {job.id for job in jobs}
+
+
 def test_a_job_that_crashes_frees_its_slot(
     resources: Resources, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def crash(*_arguments: object) -> None:
+    def crash(*_arguments: object, **_options: object) -> None:
         raise ZeroDivisionError
 
     monkeypatch.setattr(job_slots, "run_next_job", crash)

@@ -14,7 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from app.adapters.database import jobs as job_rows
+from app.adapters.database import job_changes, leases
 from app.adapters.database.migrate import upgrade
 from app.domain.artifact import job_prefix
 from app.domain.errors import StoreUnavailableError
@@ -22,6 +22,7 @@ from app.domain.job import Job, Progress
 from app.domain.lifecycle import State
 from app.domain.model_source import ModelSource
 from app.domain.principal import OPERATOR
+from app.domain.worker import GIB, Device, Slot
 from app.embedded.postgres import EmbeddedPostgres
 from app.services import claims, jobs, layer_files, publication
 from app.services.resources import Resources, open_resources
@@ -29,7 +30,8 @@ from app.settings import Settings
 from intraslice_core.config import CompressionConfig
 from intraslice_core.progress import ProgressEvent, Stage
 from tests.app.builders import claim_job, in_state, queued, running, succeeded, weights_on_disk
-from workers import runner
+from tests.app.fleets import enqueue, gpu, register, slots
+from workers import progress_journal, runner
 from workers.child_process import ChildProcess, kill_all_children
 from workers.messages import ChildRequest
 from workers.periodic_tasks import DEPLOYMENT_TASKS, MaintenanceThread
@@ -175,9 +177,9 @@ def test_a_worker_without_its_lease_stops_and_changes_nothing(resources: Resourc
         process = psutil.Process(child_pid(resources))
         lease = jobs.get_job(resources, OPERATOR, job.id).lease
         with resources.database.transaction() as transaction:
-            job_rows.renew(transaction, lease, -60.0)
-            (lost,) = job_rows.expired(transaction, 10)
-            assert job_rows.requeue(transaction, lost.lease, counts=True, error=None)
+            leases.renew(transaction, lease, -60.0)
+            (lost,) = leases.expired(transaction, 10)
+            assert job_changes.requeue(transaction, lost.lease, counts=True, error=None)
         successor = claims.claim_next_job(resources, "worker-2")
         assert successor is not None
         assert future.result(timeout=20) is None
@@ -300,7 +302,7 @@ def test_progress_is_repeated_with_less_remaining_time(
     queued(resources)
     job = claims.claim_next_job(resources, "worker-1")
     assert job is not None
-    journal = runner.ProgressJournal(resources, job)
+    journal = progress_journal.ProgressJournal(resources, job)
     journal.repeat()
     assert jobs.get_job(resources, OPERATOR, job.id).stage is None
     event = ProgressEvent(stage=Stage.PUBLISH, message="file 1", fraction=0.9, eta_seconds=100.0)
@@ -309,7 +311,7 @@ def test_progress_is_repeated_with_less_remaining_time(
     unchanged = jobs.get_job(resources, OPERATOR, job.id).progress
     assert unchanged is not None
     assert unchanged.eta_seconds == 100.0
-    monkeypatch.setattr(runner, "LONGEST_PAUSE_SECONDS", 0.0)
+    monkeypatch.setattr(progress_journal, "LONGEST_PAUSE_SECONDS", 0.0)
     journal.repeat()
     repeated = jobs.get_job(resources, OPERATOR, job.id)
     assert repeated.stage is Stage.PUBLISH
@@ -333,6 +335,68 @@ def test_the_child_receives_the_model_limits(resources: Resources) -> None:
     assert requests[0].speeds == resources.settings.data_dir / "stage-speeds.json"
 
 
+def recorded(
+    resources: Resources, slot: Slot, behaviour: str = "finish"
+) -> tuple[Job, ChildRequest, str]:
+    """Run the next job in a slot; return it, its process's request, and the GPUs that that saw."""
+    requests: list[ChildRequest] = []
+
+    def recording_child(request: ChildRequest, log: Path) -> ChildProcess:
+        requests.append(request)
+        return child(behaviour)(request, log)
+
+    stopping = threading.Event()
+    job = run_next_job(resources, "worker-1", stopping, recording_child, slot)
+    assert job is not None
+    seen = (resources.settings.data_dir / "visible-devices").read_text()
+    return job, requests[0], seen
+
+
+@pytest.mark.parametrize(
+    ("device", "gib", "expected", "visible"),
+    [
+        ("gpu", 10, "cuda", "3"),
+        ("auto", 10, "cuda", "3"),
+        ("auto", 40, "cpu", ""),
+        ("cpu", 1, "cpu", ""),
+    ],
+)
+def test_a_jobs_process_sees_the_gpu_of_its_slot_alone(
+    resources: Resources, device: str, gib: int, expected: str, visible: str
+) -> None:
+    enqueue(resources, device=device, gib=gib)
+    slot = Slot(number=0, device=gpu(24), visible_devices="3")
+    job, request, seen = recorded(resources, slot, "tell_devices")
+    assert job.state is State.SUCCEEDED
+    assert (request.compression.device, request.visible_devices) == (expected, visible)
+    assert seen == visible
+    assert job.compression.device == device, "the job keeps what was asked for"
+
+
+def test_a_job_admitted_before_indices_were_rejected_runs_on_the_only_gpu_that_it_sees(
+    resources: Resources,
+) -> None:
+    enqueue(resources, device="cuda:1")
+    slot = Slot(number=0, device=gpu(24), visible_devices="5")
+    _, request, seen = recorded(resources, slot, "tell_devices")
+    assert (request.compression.device, seen) == ("cuda", "5")
+
+
+@pytest.mark.parametrize(("other", "needed"), [(gpu(80), 24 * GIB + 1), (gpu(16), 10 * GIB)])
+def test_a_job_that_exceeded_its_gpu_needs_a_larger_one_where_there_is_one(
+    resources: Resources, other: Device, needed: int
+) -> None:
+    enqueue(resources, device="gpu", gib=10)
+    register(resources, "worker-2", other)
+    register(resources, "worker-1", gpu(24))
+    (slot,) = slots(gpu(24))
+    job = run_next_job(resources, "worker-1", threading.Event(), child("exceed_device"), slot)
+    assert job is not None
+    assert job.state is State.QUEUED
+    assert job.gpu_bytes == needed
+    assert job.waiting is None
+
+
 def test_files_of_dead_workers_are_removed(resources: Resources) -> None:
     work = resources.work_dir
     alive = running(resources, "worker-1")
@@ -354,7 +418,7 @@ def test_success_removes_the_uploads_of_earlier_attempts(resources: Resources) -
 def test_maintenance_requeues_the_job_of_a_dead_worker(resources: Resources) -> None:
     job = running(resources, "dead")
     with resources.database.transaction() as transaction:
-        job_rows.renew(transaction, job.lease, -1.0)
+        leases.renew(transaction, job.lease, -1.0)
     MaintenanceThread(resources, DEPLOYMENT_TASKS).run_tasks()
     revived = jobs.get_job(resources, OPERATOR, job.id)
     assert (revived.state, revived.attempt) == (State.QUEUED, 1)

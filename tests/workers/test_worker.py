@@ -22,6 +22,7 @@ from sqlalchemy import text
 from app.services.resources import Resources
 from app.settings import Settings
 from intraslice_client import Client
+from tests.app.fleets import enqueue
 
 pytestmark = [pytest.mark.postgres, pytest.mark.broker]
 SCRIPT = """
@@ -257,3 +258,64 @@ def test_a_job_waits_for_an_unavailable_broker(
     job = response.json()
     with worker(settings, log):
         wait_for(lambda: state(client, job) == "succeeded", log)
+
+
+TWO_GPUS = f"""
+import functools, json, pathlib, sys
+sys.path.insert(0, {str(Path(__file__).parents[2])!r})
+from app.settings import Settings
+from tests.app.fleets import gpu
+from tests.workers.test_runner import child
+from workers import devices, job_slots, main
+listed = [gpu(24).model_dump(mode="json"), gpu(80).model_dump(mode="json")]
+devices.DRIVERS = (pathlib.Path("/"),)
+devices.PROBE = (sys.executable, "-c", "print(" + repr(json.dumps(listed)) + ")")
+start = child("finish_on_signal_file")
+job_slots.run_next_job = functools.partial(job_slots.run_next_job, start_child=start)
+main.run_worker(Settings())
+"""
+
+
+def devices_of(client: TestClient) -> list[dict[str, Any]]:
+    """Return the devices of the only worker; none while it is not registered."""
+    fleet = client.get("/v1/service").json()["fleet"]
+    return fleet[0]["devices"] if fleet else []
+
+
+def test_one_worker_drives_every_gpu_and_shows_what_each_is_doing(
+    client: TestClient, settings: Settings, resources: Resources, tmp_path: Path
+) -> None:
+    log = tmp_path / "worker.log"
+    large = enqueue(resources, device="gpu", gib=40)
+    too_large = enqueue(resources, device="gpu", gib=100, priority=9)
+    with worker(settings, log, TWO_GPUS) as process:
+        wait_for(lambda: state_of(client, large.id) == "running", log)
+        small = enqueue(resources, device="gpu", gib=10)
+        wait_for(lambda: state_of(client, small.id) == "running", log)
+        first, second = devices_of(client)
+        assert [job["job_id"] for job in first["jobs"]] == [small.id]
+        assert [job["job_id"] for job in second["jobs"]] == [large.id]
+        waiting = client.get(f"/v1/jobs/{too_large.id}").json()["waiting"]
+        assert waiting["message"] == "waiting: no worker with a GPU of ≥ 100 GiB"
+        for directory in (settings.data_dir / "work").glob("*/*.1"):
+            (directory / "go").touch()
+        wait_for(lambda: state_of(client, small.id) == "succeeded", log)
+        wait_for(lambda: state_of(client, large.id) == "succeeded", log)
+        process.terminate()
+        assert process.wait(20) == 0, log.read_text()[-3000:]
+    assert devices_of(client) == [], "the registration ends with the worker"
+
+
+def test_the_registration_of_a_killed_worker_expires(
+    client: TestClient, settings: Settings, tmp_path: Path
+) -> None:
+    log = tmp_path / "worker.log"
+    with worker(settings, log) as process:
+        wait_for(lambda: devices_of(client) != [], log)
+        assert devices_of(client)[0]["kind"] == "cpu"
+        process.kill()
+    wait_for(lambda: devices_of(client) == [], log, 30)
+
+
+def state_of(client: TestClient, job_id: str) -> str:
+    return str(client.get(f"/v1/jobs/{job_id}").json()["state"])

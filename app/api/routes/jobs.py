@@ -52,12 +52,13 @@ _REPORTED: dict[int | str, dict[str, Any]] = {
         }
     }
 }
-_PAGE_HEADERS = {
+PAGE_HEADERS = {
     "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; img-src data:; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
 }
+"""Headers of report pages."""
 
 
 @router.post("", status_code=202, responses=problems(409))
@@ -191,7 +192,7 @@ def get_report(
     if preferred(accept, (JSON, HTML)) == HTML:
         page = report_page(report_pages.get_page(resources, principal, job_id))
         shown = Representation.of_bytes(page.encode(), f"{HTML}; charset=utf-8")
-        return shown.response(if_none_match, varies | _PAGE_HEADERS)
+        return shown.response(if_none_match, varies | PAGE_HEADERS)
     body = json.dumps(jobs.get_report(resources, principal, job_id), separators=(",", ":"))
     return Representation.of_bytes(body.encode(), JSON).response(if_none_match, varies)
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 from fastapi import APIRouter
 from fastapi.responses import PlainTextResponse
@@ -54,10 +55,16 @@ _DATABASE_UP = "Whether the database answered this scrape."
 
 
 def _families(backlog: Backlog) -> Iterator[Metric]:
-    jobs = GaugeMetricFamily(metrics.JOBS, "Jobs that have not ended, by state.", labels=["state"])
-    for state, number in backlog.jobs.items():
-        jobs.add_metric([state], number)
-    yield jobs
+    yield _labelled(metrics.JOBS, "Jobs that have not ended, by state.", "state", backlog.jobs)
+    yield _labelled(
+        metrics.JOBS_WAITING,
+        "Queued jobs that no registered worker can run, by reason.",
+        "reason",
+        backlog.waiting,
+    )
+    yield _labelled(
+        metrics.DEVICES, "Devices of the registered workers, by kind.", "kind", backlog.devices
+    )
     yield GaugeMetricFamily(
         metrics.OUTBOX_MESSAGES, "Messages the broker has not taken yet.", value=backlog.messages
     )
@@ -77,3 +84,11 @@ def _families(backlog: Backlog) -> Iterator[Metric]:
             "Enabled webhooks whose secret needs the previous signing key.",
             value=backlog.webhooks_on_previous_key,
         )
+
+
+def _labelled(name: str, text: str, label: str, values: Mapping[Any, int]) -> Metric:
+    """Return a gauge with one sample for each value of its label."""
+    gauge = GaugeMetricFamily(name, text, labels=[label])
+    for value, number in values.items():
+        gauge.add_metric([value], number)
+    return gauge

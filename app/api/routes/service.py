@@ -14,5 +14,5 @@ router = APIRouter(prefix="/v1/service", tags=["service"], responses=problems(40
 
 @router.get("")
 def show_service(resources: ResourcesDep, principal: Reader) -> Service:
-    """Return the caller's project and scopes, and the load of the service."""
+    """Return the caller's project and scopes, the load of the service, and its workers."""
     return service_status(resources, principal)

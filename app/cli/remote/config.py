@@ -7,11 +7,11 @@ import json
 import typer
 
 from app.cli.errors import reported_errors
-from app.cli.remote.jobs import PANEL
+from app.cli.panels import ON_A_SERVICE, CommandLine
 from app.cli.remote.link import Link, takes_service_options
 from app.cli.remote.tables import print_table
 
-commands = typer.Typer(
+commands = CommandLine(
     help="Show which service and API key the commands use.", no_args_is_help=True
 )
 _SHOWN_KEY_CHARACTERS = 4
@@ -19,7 +19,7 @@ _SHOWN_KEY_CHARACTERS = 4
 
 def register(app: typer.Typer) -> None:
     """Add `config` to the command line."""
-    app.add_typer(commands, name="config", rich_help_panel=PANEL)
+    app.add_typer(commands, name="config", rich_help_panel=ON_A_SERVICE)
 
 
 @commands.command()

@@ -44,6 +44,11 @@ def model_source(client: Client, text: str) -> ModelSource:
     return _validated(source="upload", ref=_upload(client, directory))
 
 
+def is_uploaded(text: str | None) -> bool:
+    """Return True if a model argument names a local directory, which is uploaded."""
+    return text is not None and text.partition(":")[0] not in _SOURCES
+
+
 def _upload(client: Client, directory: Path) -> str:
     from rich.markup import escape
     from rich.progress import Progress

@@ -9,15 +9,15 @@ import typer
 from app.cli.errors import invalid_settings
 from app.cli.exit_codes import TABLE
 from app.cli.methods import methods as read_methods
+from app.cli.panels import AMOUNT, JOB, MODEL, ON_A_SERVICE, CommandLine
 from app.cli.ratios import ratios as read_ratios
-from app.cli.remote.jobs import PANEL
 from app.cli.remote.link import Link, takes_service_options
 from app.cli.remote.requests import labels, model_source
 from app.cli.remote.tables import age, print_json, print_sweep, print_table
-from app.cli.settings_options import SettingsOptions, takes_settings
+from app.cli.settings_options import SettingsOptions, takes_job_settings
 from intraslice_core.config import CompressionSettings
 
-commands = typer.Typer(
+commands = CommandLine(
     help="Sweeps on a service: one model compressed at several ratios.", no_args_is_help=True
 )
 SweepArgument = Annotated[str, typer.Argument(metavar="SWEEP", help="Id of the sweep.")]
@@ -25,24 +25,27 @@ SweepArgument = Annotated[str, typer.Argument(metavar="SWEEP", help="Id of the s
 
 def register(app: typer.Typer) -> None:
     """Add `sweeps` to the command line."""
-    app.add_typer(commands, name="sweeps", rich_help_panel=PANEL, epilog=TABLE)
+    app.add_typer(commands, name="sweeps", rich_help_panel=ON_A_SERVICE, epilog=TABLE)
 
 
 @commands.command()
 @takes_service_options
-@takes_settings
+@takes_job_settings
 def create(
     *,
     model: Annotated[
         str,
         typer.Argument(
-            metavar="MODEL", help="Model to compress, in the form of `intraslice submit`."
+            metavar="MODEL",
+            rich_help_panel=MODEL,
+            help="Model to compress, in the form of `intraslice submit`.",
         ),
     ],
     ratios: Annotated[
         str,
         typer.Option(
             metavar="RATIOS",
+            rich_help_panel=AMOUNT,
             help="Fractions of the parameters to remove, each in [0, 1): a list such as "
             "0.1,0.25,0.4, or START:STOP:STEP such as 0.1:0.5:0.1.",
         ),
@@ -51,6 +54,7 @@ def create(
         list[str] | None,
         typer.Option(
             metavar="METHOD,…",
+            rich_help_panel=AMOUNT,
             help="Methods to compare in place of --method, separated by commas; repeatable. Queues "
             "one job for each method and ratio, at most 40.",
             show_default="that of --method",
@@ -58,7 +62,11 @@ def create(
     ] = None,
     label: Annotated[
         list[str] | None,
-        typer.Option(metavar="KEY=VALUE", help="Label of every job of the sweep; repeatable."),
+        typer.Option(
+            metavar="KEY=VALUE",
+            rich_help_panel=JOB,
+            help="Label of every job of the sweep; repeatable.",
+        ),
     ] = None,
     options: SettingsOptions,
     link: Link,
@@ -96,6 +104,7 @@ def list_sweeps(*, link: Link) -> None:
     rows = (
         (
             sweep.id,
+            sweep.labels.get("name"),
             sweep.state,
             f"{sweep.progress.fraction:.0%}",
             sweep.model.ref,
@@ -103,7 +112,7 @@ def list_sweeps(*, link: Link) -> None:
         )
         for sweep in sweeps
     )
-    print_table(("id", "state", "done", "model", "age"), rows)
+    print_table(("id", "name", "state", "done", "model", "age"), rows)
 
 
 @commands.command()

@@ -15,10 +15,13 @@ from intraslice_core.text_sources import DOMAIN_NAMES
 if TYPE_CHECKING:
     from app.domain.comparison import ComparedJob, Comparison, TextQuality
     from app.domain.job import Job
+    from app.domain.service import Service
     from app.domain.sweep import SweepDetails
+    from app.domain.worker import Device, RunningJob
 
 _WIDTH_WITHOUT_TERMINAL = 500
 _UNITS = ((1e9, "B"), (1e6, "M"), (1e3, "K"))
+_GIB = 2**30
 
 
 def print_json(value: BaseModel | Iterable[BaseModel]) -> None:
@@ -37,90 +40,76 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[Any]], title: st
     console = Console(markup=False, emoji=False, highlight=False)
     if not console.is_terminal:
         console = Console(markup=False, emoji=False, highlight=False, width=_WIDTH_WITHOUT_TERMINAL)
-    table = Table(*columns, title=title or None, box=None)
+    table = Table(title=title or None, box=None)
+    for index, name in enumerate(columns):
+        table.add_column(name, no_wrap=index == 0)
     for row in rows:
         table.add_row(*("" if cell is None else str(cell) for cell in row))
     console.print(table)
 
 
+def print_state(job: Job, *, as_json: bool) -> None:
+    """Print the id of a job, and its state on stderr."""
+    if as_json:
+        print_json(job)
+        return
+    typer.echo(job.id)
+    typer.echo(f"{job.state}", err=True)
+
+
+JOB_COLUMNS = ("id", "name", "model", "state", "size", "perplexity", "generation", "age")
+
+
 def job_rows(jobs: Iterable[Job]) -> Iterable[tuple[Any, ...]]:
     """Yield one row of `JOB_COLUMNS` per job."""
     for job in jobs:
+        speed = job.result.speedup if job.result else None
         yield (
             job.id,
-            job.state,
-            job.stage if job.state == "running" else None,
-            f"{job.progress.fraction:.0%}" if job.progress and job.state == "running" else None,
+            job.labels.get("name"),
             f"{job.model.source}:{job.model.ref}",
-            _requested_size(job),
-            _result(job),
+            _state(job),
+            _size(job),
+            _perplexity(job),
+            speed and _times(speed.decode),
             age(job.created_at),
         )
 
 
-JOB_COLUMNS = ("id", "state", "stage", "done", "model", "requested", "result", "age")
+def _state(job: Job) -> str:
+    """Return the state with the progress of a running job, and why one waits or failed."""
+    if job.waiting is not None:
+        return job.waiting.message
+    if job.state == "running" and job.progress is not None:
+        return f"{job.stage} {job.progress.fraction:.0%}"
+    return f"{job.state}: {job.error.code}" if job.error is not None else str(job.state)
 
 
-def print_job(job: Job) -> None:
-    """Print the fields of a job, one per line."""
-    fields: list[tuple[str, Any]] = [
-        ("job", job.id),
-        ("state", job.state),
-        ("model", f"{job.model.source}:{job.model.ref}"),
-        (
-            "requested",
-            f"{_requested_size(job)}, {job.compression.method}, target {job.compression.target}",
-        ),
-        ("attempt", f"{job.attempt} of {job.max_attempts}"),
-        ("created", job.created_at.isoformat(timespec="seconds")),
-    ]
-    if job.progress is not None and job.state == "running":
-        fields.append(
-            ("progress", f"{job.stage}: {job.progress.message} ({job.progress.fraction:.0%})")
-        )
-    if job.error is not None:
-        fields.append(("error", f"{job.error.code}: {job.error.message}"))
-        fields.append(("hint", job.error.hint))
-    if job.artifacts_missing:
-        fields.append(("artifacts", "missing in the artifact store of the service"))
-    if job.labels:
-        fields.append(("labels", ", ".join(f"{key}={value}" for key, value in job.labels.items())))
-    print_table(("", ""), [field for field in fields if field[1]])
-    print_result(job)
+def _size(job: Job) -> str:
+    """Return the sizes of the weight files; what was requested while there is no result."""
+    from intraslice_core.reports.quantities import short_change, size
 
-
-def print_result(job: Job) -> None:
-    """Print size, quality and speed of a succeeded job."""
     result = job.result
     if result is None:
-        return
-    rows: list[tuple[Any, ...]] = [
-        (
-            "parameters",
-            f"{result.params_before:,}",
-            f"{result.params_after:,}",
-            f"{result.params_after / result.params_before:.3f}",
-        ),
-        (
-            "weights, bytes",
-            f"{result.bytes_before:,}",
-            f"{result.bytes_after:,}",
-            f"{result.bytes_after / result.bytes_before:.3f}",
-        ),
-    ]
-    if result.perplexity_before and result.perplexity_after:
-        before, after = result.perplexity_before, result.perplexity_after
-        domain = f" ({DOMAIN_NAMES[result.domain]})" if result.domain else ""
-        values = (f"{before:.3f}", f"{after:.3f}", f"{after / before:.3f}")
-        rows.append((f"perplexity{domain}", *values))
-    if result.kl is not None:
-        rows.append(("KL to dense, nats/token", "", f"{result.kl:.4f}", ""))
-    if result.top1_agreement is not None:
-        rows.append(("top-1 agreement", "", f"{result.top1_agreement:.1%}", ""))
-    if result.speedup is not None:
-        rows.append(("prefill speedup", "", "", f"{result.speedup.prefill:.2f}"))
-        rows.append(("decode speedup", "", "", f"{result.speedup.decode:.2f}"))
-    print_table(("", "dense", "compressed", "compressed / dense"), rows)
+        return requested_size(job)
+    change = short_change(result.bytes_after / result.bytes_before)
+    return f"{size(result.bytes_before)} → {size(result.bytes_after)} ({change})"
+
+
+def _perplexity(job: Job) -> str | None:
+    from intraslice_core.reports.quantities import number, short_change
+
+    result = job.result
+    if result is None or not result.perplexity_before or not result.perplexity_after:
+        return None
+    before, after = result.perplexity_before, result.perplexity_after
+    return f"{number(before)} → {number(after)} ({short_change(after / before)})"
+
+
+def _times(ratio: float) -> str:
+    from intraslice_core.reports.quantities import times
+
+    return times(ratio)
 
 
 def print_comparison(comparison: Comparison) -> None:
@@ -176,7 +165,9 @@ def print_sweep(sweep: SweepDetails) -> None:
             _formatted(point.top1_agreement, ".1%"),
             point.domain and DOMAIN_NAMES[point.domain],
             point.decode_speedup and f"{point.decode_speedup:.2f}",
-            {None: "", True: "dominated", False: "Pareto-optimal"}[point.dominated],
+            {None: "", True: "beaten on size and quality", False: "best trade-off"}[
+                point.dominated
+            ],
         )
         for point in sweep.pareto
     )
@@ -186,6 +177,47 @@ def print_sweep(sweep: SweepDetails) -> None:
     for check in sweep.sizes:
         if not check.equal:
             typer.echo(f"warning: {check.warning}", err=True)
+
+
+def print_service(service: Service) -> None:
+    """Print the project's live jobs, and one row for each device of every worker."""
+    jobs = ", ".join(f"{number} {state}" for state, number in service.jobs.items() if number)
+    workers = "unknown" if service.workers is None else service.workers
+    fields = (
+        ("version", service.version),
+        ("project", service.project),
+        ("scopes", ", ".join(service.scopes)),
+        ("jobs", jobs or "none"),
+        ("workers", f"{workers}, {service.busy_workers} busy"),
+    )
+    print_table(("", ""), fields)
+    rows = [
+        (
+            worker.id,
+            device.name,
+            f"{device.memory_bytes / _GIB:.0f} GiB",
+            ", ".join(device.dtypes),
+            _doing(device),
+            age(worker.started_at),
+        )
+        for worker in service.fleet
+        for device in worker.devices
+    ]
+    if rows:
+        print_table(("worker", "device", "memory", "dtypes", "doing", "age"), rows)
+
+
+def _doing(device: Device) -> str:
+    """Return the jobs of a device, or that it is idle."""
+    return "; ".join(_running(job) for job in device.jobs) or "idle"
+
+
+def _running(job: RunningJob) -> str:
+    if job.job_id is None:
+        return "a job of another project"
+    stage = f" {job.stage}" if job.stage else ""
+    fraction = "" if job.fraction is None else f" {job.fraction:.0%}"
+    return f"{job.job_id}{stage}{fraction}"
 
 
 def _formatted(value: float | None, specification: str) -> str | None:
@@ -209,20 +241,11 @@ def count(number: float | None) -> str | None:
     return f"{number / unit[0]:.4g}{unit[1]}"
 
 
-def _requested_size(job: Job) -> str:
+def requested_size(job: Job) -> str:
+    """Return the budget of a job: a share of the layers' weights, or the size of the result."""
     config = job.compression
     if config.ratio is not None:
         return f"{config.ratio:.0%} removed"
     if config.target_params is not None:
         return f"{count(config.target_params)} parameters"
     return f"{count(config.target_bytes)} bytes"
-
-
-def _result(job: Job) -> str | None:
-    if job.error is not None:
-        return job.error.code
-    if job.result is None:
-        return None
-    size = f"{count(job.result.params_after)} parameters"
-    before, after = job.result.perplexity_before, job.result.perplexity_after
-    return f"{size}, perplexity ratio {after / before:.2f}" if before and after else size

@@ -7,11 +7,11 @@ from typing import Annotated
 import typer
 
 from app.cli.exit_codes import TABLE
-from app.cli.remote.jobs import PANEL
+from app.cli.panels import ON_A_SERVICE, CommandLine
 from app.cli.remote.link import Link, takes_service_options
 from app.cli.remote.tables import age, print_json, print_table
 
-commands = typer.Typer(
+commands = CommandLine(
     help="Webhooks of a service and their deliveries; requires an API key of scope admin.",
     no_args_is_help=True,
 )
@@ -20,7 +20,7 @@ WebhookArgument = Annotated[str, typer.Argument(metavar="WEBHOOK", help="Id of t
 
 def register(app: typer.Typer) -> None:
     """Add `webhooks` to the command line."""
-    app.add_typer(commands, name="webhooks", rich_help_panel=PANEL, epilog=TABLE)
+    app.add_typer(commands, name="webhooks", rich_help_panel=ON_A_SERVICE, epilog=TABLE)
 
 
 @commands.command()

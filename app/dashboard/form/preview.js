@@ -3,24 +3,29 @@
 
 import { html, useEffect, useState } from "../vendor/htm-preact.js";
 import { post } from "../api.js";
-import { Facts, Fault, Table, reportToShell } from "../parts.js";
-import { bytes, count, duration, percent } from "../words.js";
-import { jobBody, methodsOf } from "./request.js";
+import { Bar, Facts, Fault, Note } from "../components/basics.js";
+import { Table } from "../components/table.js";
+import { bytes, count, durationRange, percent, roughly, share } from "../format.js";
+import { methodTitle, reportToShell } from "../hooks.js";
+import { runsIn, warningText } from "../words.js";
+import { pastText, usePastRatios } from "./past-runs.js";
+import { jobBody, methodsOf, missingEntry } from "./request.js";
 
 const DEBOUNCE_MS = 350;
 
 /**
- * Validate the form shortly after each change; a sweep, for each of its jobs.
+ * Validate the form shortly after each change; a sweep, for each of its jobs. A form that lacks an entry is not sent.
  * @param {import("./request.js").Form} form
  * @returns {{ answers: { ratio: number, method: string, data: any }[], error: any, waiting: boolean }}
  */
 export function useEstimate(form) {
   const [estimate, setEstimate] = useState({ answers: /** @type {any[]} */ ([]), error: /** @type {any} */ (null), waiting: true });
+  const { label, ...settings } = form;
   useEffect(() => {
     const stop = new AbortController();
     setEstimate((old) => ({ ...old, waiting: true }));
     const timer = setTimeout(async () => {
-      if (!form.ref) return setEstimate({ answers: [], error: null, waiting: false });
+      if (missingEntry(form)) return setEstimate({ answers: [], error: null, waiting: false });
       try {
         setEstimate({ answers: await validate(form, stop.signal), error: null, waiting: false });
       } catch (error) {
@@ -33,66 +38,84 @@ export function useEstimate(form) {
       stop.abort();
       clearTimeout(timer);
     };
-  }, [JSON.stringify(form)]);
+  }, [JSON.stringify(settings)]);
   return estimate;
 }
 
 /** @param {import("./request.js").Form} form @param {AbortSignal} signal */
 function validate(form, signal) {
   const ratios = form.size === "sweep" ? form.ratios : [form.ratio];
-  if (!ratios.length) throw new Error("Select at least one percentage.");
-  if (!methodsOf(form).length) throw new Error("Select at least one method.");
   const jobs = methodsOf(form).flatMap((method) => ratios.map((ratio) => ({ ratio, method })));
   return Promise.all(jobs.map(async ({ ratio, method }) => {
     return { ratio, method, data: await post("/v1/jobs:validate", jobBody(form, ratio, method), {}, signal) };
   }));
 }
 
-/** @param {{ estimate: ReturnType<typeof useEstimate>, form: import("./request.js").Form }} props */
-export function Preview({ estimate, form }) {
+/** @param {{ estimate: ReturnType<typeof useEstimate>, form: import("./request.js").Form, offer: any, children?: any }} props */
+export function Preview({ estimate, form, offer, children }) {
   const { answers, error, waiting } = estimate;
   const last = answers[answers.length - 1]?.data;
-  return html`<section aria-label="Estimate" aria-busy=${waiting}>
-    <h2>Estimate</h2>
-    <${Fault} error=${error} />
-    ${!last && !error ? html`<p class="quiet">${form.ref ? "Estimating …" : "Choose a model first."}</p>` : null}
-    ${answers.length > 1 ? html`<${SweepEstimate} answers=${answers} />` : null}
-    ${answers.length === 1 ? html`<${JobEstimate} data=${last} />` : null}
-    ${last ? html`<${Runs} targets=${last.targets} target=${form.target} />` : null}
-    ${last?.warnings.length ? html`<div class="banner"><ul>${last.warnings.map((/** @type {any} */ warning) => html`<li>${warning.message}</li>`)}</ul></div>` : null}
+  const entry = missingEntry(form);
+  const past = pastText(usePastRatios(form, answers.length === 1));
+  const state = entry ? null : error ? html`<span class="state failed">Not possible</span>` : waiting || !last ? html`<span class="state">Estimating …</span>` : html`<span class="state ready">Valid</span>`;
+  return html`<section class="card" aria-label="Estimate" aria-busy=${waiting ? "true" : "false"}>
+    <header><h2>Estimate</h2>${state}</header>
+    <div class="body stack">
+      <${Fault} error=${error} />
+      ${entry ? html`<p class="sub" role="status">${entry}</p>` : null}
+      ${!last && !error && !entry ? html`<p class="sub">Estimating …</p>` : null}
+      ${answers.length > 1 ? html`<${SweepEstimate} answers=${answers} offer=${offer} />` : null}
+      ${answers.length === 1 ? html`<${JobEstimate} data=${last} offer=${offer} past=${past} />` : null}
+      ${last ? html`<${Runs} targets=${last.targets} target=${form.target} />` : null}
+      ${last?.warnings.length ? html`<${Note} kind="warn"><ul>${last.warnings.map((/** @type {any} */ warning) => html`<li>${warningText(warning)}</li>`)}</ul><//>` : null}
+      ${children}
+    </div>
   </section>`;
 }
 
-/** @param {any} data */
-const time = (data) => (data.seconds ? `about ${duration(data.seconds)} on ${data.durations[0].device}` : "Available after your first job");
+/** Time on the machines that have run such jobs. @param {any} data */
+function time(data) {
+  if (!data.seconds) return "Available after your first job";
+  const seconds = data.durations.map((/** @type {any} */ duration) => duration.seconds);
+  if (seconds.length < 2) return `about ${roughly(data.seconds)}${data.durations[0] ? ` on ${data.durations[0].device}` : ""}`;
+  return `about ${durationRange(Math.min(...seconds), Math.max(...seconds))}, depending on the machine`;
+}
 
-/** @param {{ data: any }} props */
-function JobEstimate({ data }) {
+/** @param {{ data: any, offer: any, past: string | null }} props */
+function JobEstimate({ data, offer, past }) {
   const sizes = data.estimate;
-  if (!sizes) return html`<p class="quiet">Available after a worker has opened the model.</p>`;
-  return html`<${Facts} pairs=${[
-    ["parameters", `${count(sizes.params_before)} → ${count(sizes.params_after)}`],
-    ["weights", `${bytes(sizes.bytes_before)} → ${bytes(sizes.bytes_after)}`],
-    ["removed", percent(1 - sizes.params_after / sizes.params_before)],
-    ["memory", bytes(sizes.peak_memory_bytes)],
-    ["time", time(data)],
-    ["auto tries", data.tournament?.candidates.join(", ")],
-    ["without", Object.keys(data.tournament?.excluded || {}).join(", ") || null],
-  ]} />`;
+  if (!sizes) return html`<p class="sub">Available after a worker has opened the model.</p>`;
+  const part = sizes.bytes_after / sizes.bytes_before;
+  return html`<div class="stack">
+    <div><p class="spread small"><span class="sub">Weights</span><span>${bytes(sizes.bytes_before)} → <b>${bytes(sizes.bytes_after)}</b></span></p>
+      <${Bar} part=${part} label=${`${percent(part)} of the weights remain`} /></div>
+    <${Facts} pairs=${[
+      ["Removed", `${percent(1 - sizes.params_after / sizes.params_before)} of the model`],
+      ["Parameters", `${count(sizes.params_before)} → ${count(sizes.params_after)}`],
+      ["Perplexity", past],
+      ["Memory while running", bytes(sizes.peak_memory_bytes)],
+      ["Time", time(data)],
+      ["Auto tries", data.tournament?.candidates.map((/** @type {string} */ name) => methodTitle(offer, name)).join(", ")],
+      ["Auto leaves out", Object.keys(data.tournament?.excluded || {}).map((name) => methodTitle(offer, name)).join(", ") || null],
+    ]} />
+  </div>`;
 }
 
-/** @param {{ answers: { ratio: number, method: string, data: any }[] }} props */
-function SweepEstimate({ answers }) {
+/** @param {{ answers: { ratio: number, method: string, data: any }[], offer: any }} props */
+function SweepEstimate({ answers, offer }) {
   const seconds = answers.map(({ data }) => data.seconds);
-  const total = seconds.every(Boolean) ? duration(seconds.reduce((a, b) => a + b, 0)) : null;
-  return html`<${Table} label="Jobs of the sweep" columns=${["removed\u00a0", "method", "parameters\u00a0", "weights\u00a0", "memory\u00a0"]}
-      rows=${answers.map(({ ratio, method, data }) => [percent(ratio, 0), method, count(data.estimate?.params_after), bytes(data.estimate?.bytes_after), bytes(data.estimate?.peak_memory_bytes)])} />
-    <p class="quiet">${total ? `Up to about ${total} in total, one job at a time.` : "Time: available after your first job."}</p>`;
+  const total = seconds.every(Boolean) ? roughly(seconds.reduce((a, b) => a + b, 0)) : null;
+  const several = new Set(answers.map(({ method }) => method)).size > 1;
+  return html`<${Table} label="Jobs of the sweep" columns=${["Removed\u00a0", ...(several ? ["Method"] : []), "Parameters\u00a0", "Weights\u00a0"]}
+      rows=${answers.map(({ ratio, method, data }) => [share(ratio), ...(several ? [methodTitle(offer, method)] : []), count(data.estimate?.params_after), bytes(data.estimate?.bytes_after)])} />
+    <p class="sub">${total ? `Up to about ${total} in total, one job at a time.` : "Time: available after your first job."}</p>`;
 }
 
-/** @param {{ targets: any[], target: string }} props */
-const Runs = ({ targets, target }) => html`<p class="label">Runs in</p>
-  <${Facts} pairs=${targets.map((option) => [
-    option.target,
-    html`<span class=${option.target === target ? "chosen" : "quiet"}>${option.available ? option.runtimes.join(", ") || "available" : option.detail}</span>`,
-  ])} />`;
+/** Runtimes of the chosen target, or why the model does not have it. @param {{ targets: any[], target: string }} props */
+function Runs({ targets, target }) {
+  const option = targets.find((candidate) => candidate.target === target);
+  if (!option) return null;
+  // For any runtime the API's text names one position encoding, whatever the model's is.
+  const runtimes = target === "stock" ? "any runtime that loads the original model" : option.runtimes.join(", ") || runsIn(target);
+  return html`<${Facts} pairs=${[["Runs in", option.available ? runtimes : html`<span class="fault">Not possible for this model: ${option.detail}</span>`]]} />`;
+}

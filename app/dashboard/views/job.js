@@ -1,35 +1,38 @@
 // @ts-check
 /** One job: progress while it runs, results and files afterwards. */
 
-import { html, useEffect, useState } from "../vendor/htm-preact.js";
+import { html, useEffect, useRef, useState } from "../vendor/htm-preact.js";
 import { get, getPage, post, remove, watch } from "../api.js";
-import { Action, Facts, Fault, State, Table, reportToShell, useLoaded, useTitle } from "../parts.js";
-import { ENDED, ago, targetSize, bytes, duration, modelName, percent, titleOf } from "../words.js";
-import { Layers } from "./job/layers.js";
-import { Outcome } from "./job/outcome.js";
-import { Running, Stages } from "./job/running.js";
+import { Action, Copy } from "../components/actions.js";
+import { Card, Facts, Fault, Loading, Moment, Note, PageHead, State } from "../components/basics.js";
+import { TabPanel, Tabs } from "../components/controls.js";
+import { ago, bytes, duration, percent } from "../format.js";
+import { methodTitle, reportToShell, useLoaded, useOffer, useTitle, useUploadNames } from "../hooks.js";
+import { failureText } from "../problems.js";
+import { ENDED, describedModel, requestedAmount, runsIn, settingName, settingValue, stageName, stateName, titleOf } from "../words.js";
+import { Files, downloadAll } from "./job/files.js";
+import { Layers, Widths } from "./job/layers.js";
+import { Log } from "./job/log.js";
+import { workSeconds } from "./job/progress.js";
+import { Result } from "./job/result.js";
+import { Running, notified } from "./job/running.js";
+import { Stages } from "./job/stages.js";
+import { NotFound } from "./missing.js";
 
-/** @param {{ id: string }} props */
-export function Job({ id }) {
-  const { job, events, error, restart } = useJob(id);
-  useTitle(job ? heading(job) : "Job");
-  if (!job) return html`<h1>Job</h1><${Fault} error=${error} />${error ? null : html`<p class="quiet">Loading …</p>`}`;
-  const took = job.started_at && job.finished_at ? (Date.parse(job.finished_at) - Date.parse(job.started_at)) / 1000 : null;
-  return html`<h1>${titleOf(job)} <${State} state=${job.state} /></h1>
-    <p class="quiet">${modelName(job)} · ${targetSize(job)} · target ${job.compression.target} · created ${ago(job.created_at)}${took ? ` · took ${duration(took)}` : ""} · <span class="mono">${job.id}</span></p>
-    <${Buttons} job=${job} restart=${restart} />
-    ${job.error ? html`<${Failure} error=${job.error} />` : null}
-    ${job.state === "queued" ? html`<p class="quiet">Queued: waiting for a worker.</p>` : null}
-    ${job.state === "running" ? html`<${Running} job=${job} events=${events} />` : null}
-    ${job.artifacts_missing ? html`<div class="banner" role="status">Files of this job are missing in the artifact store. Restore the store from a backup, or submit the job again.</div>` : null}
-    ${job.result ? html`<${Outcome} job=${job} />` : null}
-    ${job.state === "succeeded" ? html`<${Files} id=${id} />` : null}
-    <${Layers} job=${job} events=${events} />
-    ${ENDED.includes(job.state) ? html`<${Stages} job=${job} events=${events} />` : null}
-    <details><summary>Settings</summary>
-      <${Facts} pairs=${flat({ compression: job.compression, evaluation: job.evaluation, labels: job.labels })} />
-    </details>
-    <${Log} events=${events} />`;
+/** @param {{ id: string, service: any }} props */
+export function Job({ id, service }) {
+  const { job, events, error, restart, reload } = useJob(id);
+  const uploads = useUploadNames();
+  useTitle(job ? heading(job, uploads) : "Job");
+  useNotification(job, uploads);
+  if (!job && error?.status === 404) return html`<${NotFound} title="There is no such job" link="#/jobs" place="Jobs">It may have been deleted, or belong to another project.<//>`;
+  if (!job) return html`<${PageHead} trail=${[["#/jobs", "Jobs"]]} title="Job" /><${Fault} error=${error} />${error ? null : html`<${Loading} what="the job" />`}`;
+  const ended = ENDED.includes(job.state);
+  return html`<${Head} job=${job} events=${events} uploads=${uploads} restart=${restart} reload=${reload} />
+    ${job.artifacts_missing ? html`<div class="gap"><${Note} kind="warn" role="status">Files of this job are missing in the artifact store. Restore the store from a backup, or submit the job again.<//></div>` : null}
+    ${job.error ? html`<${Failure} job=${job} />` : null}
+    ${ended ? html`<${Ended} job=${job} events=${events} uploads=${uploads} reload=${reload} />` : html`<${Running} job=${job} events=${events} service=${service} />
+      <details class="card settings"><summary>Settings</summary><div class="body"><${Settings} job=${job} uploads=${uploads} /></div></details>`}`;
 }
 
 /** The job and its events, followed until it ends. @param {string} id */
@@ -62,79 +65,119 @@ function useJob(id) {
     loaded.reload();
   };
   const ended = loaded.data && ENDED.includes(loaded.data.state);
-  return { job: loaded.data && { ...loaded.data, ...(ended ? {} : live) }, events, error: loaded.error || error, restart };
+  return { job: loaded.data && { ...loaded.data, ...(ended ? {} : live) }, events, error: loaded.error || error, restart, reload: loaded.reload };
 }
 
-/** Title of the window, readable from other windows. @param {any} job */
-const heading = (job) => `${job.state === "running" && job.progress ? percent(job.progress.fraction, 0) : job.state} · ${titleOf(job)}`;
+/** Title of the window, readable from other windows. @param {any} job @param {import("../words.js").Names} uploads */
+const heading = (job, uploads) => `${job.state === "running" && job.progress ? percent(job.progress.fraction, 0) : stateName(job.state)} · ${titleOf(job, uploads)}`;
 
-/** @param {{ job: any, restart: () => void }} props */
-function Buttons({ job, restart }) {
+/** Notify once when a watched job ends. @param {any} job @param {import("../words.js").Names} uploads */
+function useNotification(job, uploads) {
+  const before = useRef(/** @type {string | null} */ (null));
+  useEffect(() => {
+    if (!job) return;
+    const justEnded = before.current !== null && !ENDED.includes(before.current) && ENDED.includes(job.state);
+    before.current = job.state;
+    if (!justEnded || !notified.delete(job.id)) return;
+    new Notification(`${titleOf(job, uploads)}: ${stateName(job.state).toLowerCase()}`, { body: "IntraSlice", icon: "/dashboard/icon.svg" });
+  }, [job?.state]);
+}
+
+/** @param {{ job: any, events: any[], uploads: import("../words.js").Names, restart: () => void, reload: () => void }} props */
+function Head({ job, events, uploads, restart, reload }) {
+  const worked = workSeconds(events);
+  const about = html`${describedModel(job.model, uploads)} · ${requestedAmount(job.compression)} ${job.compression.ratio === null || job.compression.ratio === undefined ? "" : "removed "}· runs in ${runsIn(job.compression.target)} · <${Moment} moment=${job.created_at} text=${`Created ${ago(job.created_at)}`} />${worked ? ` · ${ENDED.includes(job.state) ? "took" : "worked"} ${duration(worked)}` : ""} · <span class="mono">${job.id}</span> <${Copy} text=${job.id} what="the job's id" />`;
+  return html`<${PageHead} trail=${[["#/jobs", "Jobs"], ...(job.sweep_id ? [[`#/sweeps/${job.sweep_id}`, "Sweep"]] : [])]} title=${html`${titleOf(job, uploads)} <${State} state=${job.state} />`} about=${about}>
+    <${Buttons} job=${job} restart=${restart} reload=${reload} />
+  <//>`;
+}
+
+/** @param {{ job: any, restart: () => void, reload: () => void }} props */
+function Buttons({ job, restart, reload }) {
   const verb = (/** @type {string} */ name) => async () => {
     await post(`/v1/jobs/${job.id}/${name}`);
     restart();
   };
-  const running = ["queued", "running"].includes(job.state);
+  const active = ["queued", "running"].includes(job.state);
   const openReport = async () => {
     const page = new Blob([await getPage(`/v1/jobs/${job.id}/report`)], { type: "text/html" });
     window.open(URL.createObjectURL(page), "_blank", "noopener");
   };
-  return html`<div class="actions">
-    ${job.state === "succeeded" ? html`<${Download} id=${job.id} /><${Action} work=${openReport}>Open report<//>` : null}
-    ${running ? html`<${Action} work=${verb("pause")}>Pause<//>` : null}
-    ${["paused"].includes(job.state) ? html`<${Action} kind="main" work=${verb("resume")}>Resume<//>` : null}
-    ${running || job.state === "paused" ? html`<${Action} work=${verb("cancel")}>Cancel<//>` : null}
-    ${["failed", "cancelled"].includes(job.state) ? html`<${Action} kind="main" work=${verb("retry")}>Retry<//>` : null}
-    <a class="button" href=${`#/new?like=${job.id}`}>Duplicate</a>
-    ${job.sweep_id ? html`<a class="button" href=${`#/sweeps/${job.sweep_id}`}>View sweep</a>` : null}
-    ${ENDED.includes(job.state) ? html`<${Action} confirm="Delete this job and its files?" work=${async () => { await remove(`/v1/jobs/${job.id}`); location.hash = "#/jobs"; }}>Delete<//>` : null}
-  </div>`;
-}
-
-/** The link is fetched on click, because links expire. @param {{ id: string }} props */
-function Download({ id }) {
-  const fetchAll = async () => {
-    const { archive } = await get(`/v1/jobs/${id}/artifacts`);
-    if (!archive) throw new Error("The files have been removed.");
-    const link = document.createElement("a");
-    link.href = archive.url;
-    link.download = archive.name;
-    link.click();
+  const pin = async () => {
+    await post(`/v1/jobs/${job.id}/${job.pinned ? "unpin" : "pin"}`);
+    reload();
   };
-  return html`<${Action} kind="main" work=${fetchAll}>Download model<//>`;
+  // An error that would come again is no reason to retry first.
+  const retryKind = job.state === "cancelled" || job.error?.retryable ? "main" : "";
+  return html`
+    ${active ? html`<${Action} work=${verb("pause")}>Pause<//>` : null}
+    ${job.state === "paused" ? html`<${Action} kind="main" work=${verb("resume")}>Resume<//>` : null}
+    ${active || job.state === "paused" ? html`<${Action} kind="danger" work=${verb("cancel")}>Cancel<//>` : null}
+    ${["failed", "cancelled"].includes(job.state) ? html`<${Action} kind=${retryKind} work=${verb("retry")}>Retry<//>` : null}
+    ${job.state === "succeeded" ? html`<${Action} work=${openReport}>Open report<//>` : null}
+    <a class=${`button ${job.state === "failed" && !retryKind ? "main" : ""}`} href=${`#/new?like=${job.id}`}>Duplicate</a>
+    ${job.state === "succeeded" ? html`<${Download} job=${job} />` : null}
+    ${ENDED.includes(job.state) ? html`<details class="menu"><summary aria-label="More actions">More</summary><div class="items">
+      ${job.state === "succeeded" && !job.expired_at ? html`<${Action} work=${pin}>${job.pinned ? "Unpin files" : "Pin files"}<//>` : null}
+      <${Action} kind="danger" confirm="Delete this job and its files?" work=${async () => { await remove(`/v1/jobs/${job.id}`); location.hash = "#/jobs"; }}>Delete<//>
+    </div></details>` : null}`;
 }
 
-/** @param {{ error: any }} props */
-const Failure = ({ error }) => html`<div role="alert">
-  <p class="fault"><b>${error.code}</b>: ${error.message}</p>
-  <${Facts} pairs=${[["stage", error.stage], ["layer", error.layer], ["hint", error.hint], ["retryable", error.retryable ? "yes" : "no"]]} />
-</div>`;
-
-/** @param {{ id: string }} props */
-function Files({ id }) {
-  const { data, error } = useLoaded((signal) => get(`/v1/jobs/${id}/artifacts`, signal), [id]);
-  const handOffs = useLoaded((signal) => get(`/v1/jobs/${id}/hand-offs`, signal), [id]).data?.data;
-  const sum = data?.data.reduce((/** @type {number} */ total, /** @type {any} */ file) => total + file.bytes, 0);
-  return html`<h2>Files${data ? html` <span class="quiet small">${data.data.length}, ${bytes(sum)}</span>` : null}</h2>
-    <p class="quiet small">A checkpoint for transformers. Download and verify it with <span class="mono">intraslice download ${id} DIR</span>.</p>
-    <${Fault} error=${error} />
-    ${data ? html`<${Table} label="Files" empty="The files have been removed." columns=${["file", "size\u00a0", "SHA-256"]}
-      rows=${data.data.map((/** @type {any} */ file) => [html`<a href=${file.url} download=${file.name.split("/").pop()}>${file.name}</a>`, bytes(file.bytes), html`<span class="mono digest" title=${file.sha256}>${file.sha256}</span>`])} />` : null}
-    ${handOffs?.length ? html`<h2>Registry hand-offs</h2>
-      <${Table} label="Hand-offs" columns=${["target", "state", "reference", "error"]} rows=${handOffs.map((/** @type {any} */ handOff) => [handOff.target, handOff.state, handOff.reference || "", handOff.error || ""])} />` : null}`;
+/** @param {{ job: any }} props */
+function Download({ job }) {
+  const size = job.expired_at ? "" : job.result ? ` · ${bytes(job.result.bytes_after)}` : "";
+  return html`<${Action} kind="main" work=${() => downloadAll(job.id)} disabled=${Boolean(job.expired_at)}>Download model${size}<//>`;
 }
 
-/** @param {{ events: any[] }} props */
-const Log = ({ events }) => html`<details><summary>Events (${events.length})</summary>
-  <${Table} label="Events" columns=${["", "time", "event", "attempt", ""]}
-    rows=${events.map((event) => [event.sequence, new Date(event.created_at).toLocaleTimeString(), event.type, event.attempt, event.data?.message || event.data?.code || ""])} />
-</details>`;
+/** @param {{ job: any }} props */
+function Failure({ job }) {
+  const { error } = job;
+  const advice = error.retryable ? "Another attempt may succeed: press Retry." : "The same settings would fail again: press Duplicate and change them.";
+  return html`<div class="gap"><${Note} kind="bad" role="alert" title=${`${failureText(error.code)}.`}>
+    ${error.message}${/[.!?]$/.test(error.message) ? "" : "."} ${error.hint ? `${error.hint.charAt(0).toUpperCase()}${error.hint.slice(1)}. ` : ""}${advice}
+    <p class="tiny">${[error.stage ? `while: ${stageName(error.stage)}` : "", error.layer === null || error.layer === undefined ? "" : `layer ${error.layer}`, error.module || "", error.field ? settingName(error.field.replaceAll("/", ".").replace(/^\./, "")) : "", `code ${error.code}`].filter(Boolean).join(" · ")}</p>
+  <//></div>`;
+}
+
+/** @param {{ job: any, events: any[], uploads: import("../words.js").Names, reload: () => void }} props */
+function Ended({ job, events, uploads, reload }) {
+  const offer = useOffer();
+  const succeeded = job.state === "succeeded";
+  const report = useLoaded((signal) => (succeeded ? get(`/v1/jobs/${job.id}/report`, signal) : Promise.resolve(null)), [job.id, succeeded]);
+  const artifacts = useLoaded((signal) => (succeeded ? get(`/v1/jobs/${job.id}/artifacts`, signal) : Promise.resolve(null)), [job.id, succeeded]);
+  const [tab, setTab] = useState("overview");
+  const tabs = [
+    { value: "overview", title: "Overview" },
+    { value: "layers", title: "Layers" },
+    ...(succeeded ? [{ value: "files", title: "Files", count: artifacts.data?.data.length }] : []),
+    { value: "settings", title: "Settings" },
+    { value: "log", title: "Log", count: events.length },
+  ];
+  return html`<${Tabs} label="Parts of the job" id="job" tabs=${tabs} value=${tab} choose=${setTab} />
+    <${TabPanel} id="job" value=${tab}>
+      ${tab === "overview" && job.result ? html`<${Fault} error=${report.error} /><${Result} job=${job} report=${report.data} events=${events} artifacts=${artifacts} uploads=${uploads} offer=${offer} reload=${reload} />` : null}
+      ${tab === "overview" && !job.result ? html`<div class="stack"><${Card} title="Stages"><${Stages} job=${job} events=${events} />${events.some((event) => event.data?.stage) ? null : html`<p class="sub">${job.started_at ? "No stage had begun." : "No worker has started the job."}</p>`}<//><${Widths} job=${job} events=${events} /></div>` : null}
+      ${tab === "layers" ? html`<${Layers} job=${job} events=${events} />` : null}
+      ${tab === "files" ? html`<${Files} id=${job.id} artifacts=${artifacts} />` : null}
+      ${tab === "settings" ? html`<${Card} title="Settings"><${Settings} job=${job} uploads=${uploads} /><//>` : null}
+      ${tab === "log" ? html`<div class="stack">${job.result ? html`<${Card} title="Stages"><${Stages} job=${job} events=${events} /><//>` : null}<${Log} job=${job} events=${events} /></div>` : null}
+    <//>`;
+}
+
+/** @param {{ job: any, uploads: import("../words.js").Names }} props */
+function Settings({ job, uploads }) {
+  const offer = useOffer();
+  /** @param {string} path @param {any} value */
+  const shown = (path, value) => (path === "compression.method" ? methodTitle(offer, value) : settingValue(path, path === "model.ref" && job.model.source === "upload" ? uploads.get(value) || value : value, uploads));
+  return html`<${Facts} pairs=${flat({ model: job.model, compression: job.compression, evaluation: job.evaluation, priority: job.priority, labels: job.labels })
+    .map(([path, value]) => [settingName(path), value === null ? null : shown(path, value)])} />`;
+}
 
 /** @param {any} value @param {string} [prefix] @returns {[string, any][]} */
 function flat(value, prefix = "") {
   return Object.entries(value || {}).flatMap(([name, field]) =>
     field && typeof field === "object" && !Array.isArray(field)
       ? flat(field, `${prefix}${name}.`)
-      : [/** @type {[string, any]} */ ([`${prefix}${name}`, Array.isArray(field) ? JSON.stringify(field) : field === null ? null : String(field)])],
+      : [/** @type {[string, any]} */ ([`${prefix}${name}`, field])],
   );
 }

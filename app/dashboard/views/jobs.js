@@ -1,95 +1,99 @@
 // @ts-check
-/** List of jobs, with counts by state. */
+/** List of the project's jobs, newest first. */
 
-import { html, useState } from "../vendor/htm-preact.js";
-import { get } from "../api.js";
-import { Fault, State, Table, Tile, useLoaded } from "../parts.js";
-import { ago, targetSize, count, duration, modelName, nats, titleOf } from "../words.js";
+import { html, useEffect, useState } from "../vendor/htm-preact.js";
+import { Fault, Loading, Note, PageHead } from "../components/basics.js";
+import { CopiedCode } from "../components/code.js";
+import { TabPanel, Tabs } from "../components/controls.js";
+import { useOffer, useUploadNames } from "../hooks.js";
+import { modelName, runsIn, stateName } from "../words.js";
+import { MOST, groupOf, matches, sorted, useJobs } from "./jobs/listing.js";
+import { SelectionBar, saveJobs } from "./jobs/selection.js";
+import { JobsTable } from "./jobs/table.js";
 
-const STATES = ["", "queued", "running", "paused", "succeeded", "failed", "cancelled"];
+const STATES = ["running", "queued", "paused", "succeeded", "failed", "cancelled"];
+const TARGETS = ["research", "adaptive", "stock"];
 const PAGE = 25;
+const NO_FILTERS = { state: "", search: "", model: "", target: "" };
 
 /** @param {{ service: any }} props */
 export function Jobs({ service }) {
-  const [state, setState] = useState("");
-  const [name, setName] = useState("");
-  const [pages, setPages] = useState(/** @type {string[]} */ ([]));
+  const [filters, setFilters] = useState(NO_FILTERS);
+  const [sort, setSort] = useState({ by: "created", down: true });
+  const [page, setPage] = useState(0);
   const [selected, setSelected] = useState(/** @type {string[]} */ ([]));
-  const query = listing(state, name, pages.at(-1));
-  const { data, error } = useLoaded((signal) => get(query, signal), [query], 2);
-  const filter = (/** @type {(value: string) => void} */ set) => (/** @type {any} */ event) => {
-    set(event.target.value);
-    setPages([]);
+  const uploads = useUploadNames();
+  const { jobs, error, complete, loadMore, reload } = useJobs();
+  const matching = sorted((jobs || []).filter((job) => matches(job, filters, uploads)), sort, uploads);
+  const shown = matching.slice(page * PAGE, (page + 1) * PAGE);
+  const needsMore = jobs !== null && !complete && matching.length <= (page + 1) * PAGE;
+  useEffect(() => {
+    if (needsMore) loadMore();
+  }, [needsMore, jobs?.length]);
+  const filter = (/** @type {Partial<typeof NO_FILTERS>} */ changes) => {
+    setFilters((old) => ({ ...old, ...changes }));
+    setPage(0);
   };
-  const toggle = (/** @type {string} */ id) =>
-    setSelected(selected.includes(id) ? selected.filter((other) => other !== id) : [...selected, id]);
-  return html`<h1>Jobs</h1>
-    ${data && !data.data.length && !state && !name && !pages.length ? html`<${Welcome} />` : null}
-    <div class="tiles">
-      <${Tile} name="Queued" value=${service?.jobs.queued ?? "–"} />
-      <${Tile} name="Running" value=${service?.jobs.running ?? "–"} />
-      <${Tile} name="Paused" value=${service?.jobs.paused ?? "–"} />
-      <${Tile} name="Busy workers" value=${service?.busy_workers ?? "–"} note=${service?.workers != null ? `of ${service.workers}` : null} />
-    </div>
-    ${service?.workers === 0 ? html`<div class="banner" role="status">No workers are running: jobs stay queued until <span class="mono">intraslice worker</span> is started.</div>` : null}
-    <div class="actions filters">
-      <a class="button main" href="#/new">New job</a>
-      ${selected.length > 1 ? html`<a class="button" href=${`#/compare?jobs=${selected.join(",")}`}>Compare ${selected.length} jobs</a>` : null}
-      <label class="small">State <select value=${state} onChange=${filter(setState)}>
-        ${STATES.map((name) => html`<option value=${name}>${name || "any"}</option>`)}
-      </select></label>
-      <label class="small">Name <input type="search" placeholder="exact name" value=${name} onChange=${filter(setName)} /></label>
-    </div>
+  const toggle = (/** @type {string} */ id) => setSelected(selected.includes(id) ? selected.filter((other) => other !== id) : [...selected, id]);
+  const none = jobs !== null && !jobs.length;
+  return html`<${PageHead} title="Jobs" about="Every compression of this project, newest first.">
+      ${none ? null : html`<button type="button" disabled=${!matching.length} onClick=${() => saveJobs(matching, uploads)}>Export CSV</button>`}
+      <a class="button" href="#/new?sweep">New sweep</a><a class="button main" href="#/new">New job</a>
+    <//>
+    ${service?.workers === 0 ? html`<div class="gap"><${Note} kind="warn" role="status">No workers are running: jobs stay queued until <span class="mono">intraslice worker</span> is started.<//></div>` : null}
+    ${none ? html`<${Welcome} />` : null}
     <${Fault} error=${error} />
-    ${data ? html`<${Table} label="Jobs" empty=${state || name ? "No jobs match these filters." : "No jobs yet. Start with “New job”."}
-      columns=${["", "job", "state", "progress", "settings", "result", "created"]}
-      rows=${data.data.map((/** @type {any} */ job) => row(job, selected, toggle))} />` : html`<p class="quiet">Loading …</p>`}
-    <div class="actions">
-      ${pages.length ? html`<button type="button" onClick=${() => setPages(pages.slice(0, -1))}>Newer</button>` : null}
-      ${data?.has_more ? html`<button type="button" onClick=${() => setPages([...pages, data.next_cursor])}>Older</button>` : null}
-    </div>`;
+    ${jobs === null && !error ? html`<${Loading} what="the jobs" />` : null}
+    ${none ? html`<p class="sub">No jobs yet. Start with “New job”.</p>` : null}
+    ${jobs?.length ? html`<${Tabs} label="State" id="jobs" tabs=${stateTabs(jobs, service, complete)} value=${filters.state || "all"} choose=${(/** @type {string} */ state) => filter({ state: state === "all" ? "" : state })} />
+      <${TabPanel} id="jobs" value=${filters.state || "all"}>
+        <${Filters} jobs=${jobs} filters=${filters} filter=${filter} uploads=${uploads} />
+        ${shown.length ? html`<${JobsTable} jobs=${shown} queued=${complete ? jobs.filter((job) => job.state === "queued") : null} selected=${selected} toggle=${toggle} sort=${sort} setSort=${setSort} uploads=${uploads} />` : html`<p class="sub" role="status">${needsMore && jobs.length < MOST ? "Searching older jobs …" : "No jobs match these filters."}</p>`}
+        <div class="actions pages">
+          ${page > 0 ? html`<button type="button" onClick=${() => setPage(page - 1)}>Newer</button>` : null}
+          ${matching.length > (page + 1) * PAGE ? html`<button type="button" onClick=${() => setPage(page + 1)}>Older</button>` : null}
+          ${!complete && jobs.length >= MOST ? html`<span class="sub small">Only the newest ${MOST} jobs are listed.</span>` : null}
+        </div>
+      <//>
+      <${SelectionBar} jobs=${jobs.filter((job) => selected.includes(job.id))} clear=${() => setSelected([])} reload=${reload} uploads=${uploads} />` : null}`;
 }
 
-const Welcome = () => html`<section class="panel" aria-label="Introduction">
-  <h2>Compress a language model</h2>
-  <p>Choose a model and how much to remove; the estimate shows the result before a job starts. IntraSlice removes dimensions inside attention and MLP and refits the weights that read them. The result is an ordinary checkpoint, compared with the original. Follow the job here, then download the model.</p>
-</section>`;
-
-/** @param {string} state @param {string} name @param {string | undefined} after */
-function listing(state, name, after) {
-  const query = new URLSearchParams({ limit: String(PAGE) });
-  if (state) query.set("state", state);
-  if (name.trim()) query.set("label.name", name.trim());
-  if (after) query.set("after", after);
-  return `/v1/jobs?${query}`;
+/** Tabs of the states with their counts; a count is left out where not all of its jobs are known. @param {any[]} jobs @param {any} service @param {boolean} complete */
+function stateTabs(jobs, service, complete) {
+  const known = (/** @type {string} */ state) => jobs.filter((job) => groupOf(job.state) === state).length;
+  const count = (/** @type {string} */ state) => (complete ? known(state) : service?.jobs[state]);
+  return [
+    { value: "all", title: "All", count: complete ? jobs.length : `${jobs.length}+` },
+    ...STATES.map((state) => ({ value: state, title: stateName(state), count: count(state) })),
+  ];
 }
 
-/** @param {any} job @param {string[]} selected @param {(id: string) => void} toggle */
-const row = (job, selected, toggle) => [
-  html`<input type="checkbox" aria-label=${`Select ${job.id}`} checked=${selected.includes(job.id)} onChange=${() => toggle(job.id)} />`,
-  html`<a href=${`#/jobs/${job.id}`}><b>${titleOf(job)}</b><br /><span class="mono">${job.id}</span></a>`,
-  html`<${State} state=${job.state} />`,
-  progress(job),
-  html`${targetSize(job)}<br /><span class="quiet small">${modelName(job)}, ${job.compression.target}</span>`,
-  outcome(job),
-  html`<time datetime=${job.created_at} title=${new Date(job.created_at).toLocaleString()}>${ago(job.created_at)}</time>`,
-];
-
-/** @param {any} job */
-function progress(job) {
-  if (job.state !== "running" || !job.progress) return "";
-  const { fraction, layer, layers, eta_seconds: left } = job.progress;
-  const position = job.stage === "compress" && layers ? ` ${layer + 1}/${layers}` : "";
-  return html`<progress max="1" value=${fraction} aria-label="Progress"></progress>
-    <span class="small quiet">${job.stage}${position}${left ? `, ${duration(left)} left` : ""}</span>`;
+/** @param {{ jobs: any[], filters: typeof NO_FILTERS, filter: (changes: Partial<typeof NO_FILTERS>) => void, uploads: import("../words.js").Names }} props */
+function Filters({ jobs, filters, filter, uploads }) {
+  const models = [...new Set(jobs.map((job) => modelName(job.model, uploads)))].sort();
+  return html`<div class="filters">
+    <input id="search" type="search" placeholder="Search by name, model or ID   /" aria-label="Search jobs" value=${filters.search} onInput=${(/** @type {any} */ e) => filter({ search: e.target.value })} />
+    <select aria-label="Model" value=${filters.model} onChange=${(/** @type {any} */ e) => filter({ model: e.target.value })}>
+      <option value="">All models</option>${models.map((name) => html`<option value=${name}>${name}</option>`)}
+    </select>
+    <select aria-label="Runs in" value=${filters.target} onChange=${(/** @type {any} */ e) => filter({ target: e.target.value })}>
+      <option value="">All runtimes</option>${TARGETS.map((target) => html`<option value=${target}>${runsIn(target)}</option>`)}
+    </select>
+  </div>`;
 }
 
-/** @param {any} job */
-function outcome(job) {
-  if (job.error) return html`<span class="fault">${job.error.code}</span>`;
-  const { result } = job;
-  if (!result) return "";
-  const ratio = result.perplexity_before ? result.perplexity_after / result.perplexity_before : null;
-  return html`${count(result.params_before)} → ${count(result.params_after)}
-    ${ratio ? html`<br /><span class="quiet small">perplexity × ${ratio.toFixed(2)}${result.kl == null ? "" : `, KL ${nats(result.kl)}`}</span>` : null}`;
+/** First-run card: shown while the project has no jobs. */
+function Welcome() {
+  const preset = useOffer()?.packages[0];
+  return html`<section class="card gap" aria-label="Introduction"><div class="body welcome">
+    <div class="stack"><h2>Make a language model smaller and faster</h2>
+      <p class="sub">IntraSlice removes dimensions inside attention and MLP, refits the weights that read them, and compares the result with the original. You get an ordinary safetensors checkpoint for transformers, vLLM or llama.cpp.</p>
+      <div class="actions">
+        ${preset ? html`<a class="button main" href=${`#/new?package=${encodeURIComponent(preset)}`}>Try it with ${preset}</a>` : null}
+        <a class=${`button ${preset ? "" : "main"}`} href="#/models">Bring your own model</a>
+      </div></div>
+    <div><h3 class="gap">Or from a terminal</h3><${CopiedCode} label="Command" text=${`intraslice submit package:${preset || "NAME"} \\
+  --ratio 0.1 --download ./small \\
+  --url ${location.origin}`} /></div>
+  </div></section>`;
 }

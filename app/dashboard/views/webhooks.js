@@ -3,8 +3,14 @@
 
 import { html, useState } from "../vendor/htm-preact.js";
 import { get, post, remove } from "../api.js";
-import { Action, Fault, Table, useLoaded } from "../parts.js";
-import { ago } from "../words.js";
+import { Action, Copy } from "../components/actions.js";
+import { Card, Fault, Loading, Note, PageHead, State } from "../components/basics.js";
+import { Table } from "../components/table.js";
+import { ago } from "../format.js";
+import { useLoaded } from "../hooks.js";
+
+/** @type {Record<string, string>} reasons for which the service disables a webhook */
+const REASONS = { gone: "off: the receiver said that it is gone", failing: "off: too many deliveries failed" };
 
 export function Webhooks() {
   const { data, error, reload } = useLoaded((signal) => get("/v1/webhooks?limit=100", signal), []);
@@ -12,36 +18,43 @@ export function Webhooks() {
   const [created, setCreated] = useState(/** @type {any} */ (null));
   const [open, setOpen] = useState(/** @type {string | null} */ (null));
   const create = async () => {
-    setCreated(await post("/v1/webhooks", { url }));
+    if (!url.trim()) throw new Error("Enter the URL that is to be notified.");
+    setCreated(await post("/v1/webhooks", { url: url.trim() }));
     setUrl("");
     reload();
   };
-  return html`<h1>Webhooks</h1>
-    <div class="field" style="max-width: 30rem"><label for="url">URL to notify when a job ends</label>
-      <input id="url" type="url" placeholder="https://" value=${url} onInput=${(/** @type {any} */ e) => setUrl(e.target.value)} /></div>
-    <${Action} kind="main" work=${create}>Create webhook<//>
-    ${created ? html`<div class="banner" role="status"><p>Copy the secret now. It is not shown again:</p><p class="mono">${created.secret}</p></div>` : null}
-    <${Fault} error=${error} />
-    ${data ? html`<${Table} label="Webhooks" columns=${["URL", "events", "state", ""]}
-      rows=${data.data.map((/** @type {any} */ webhook) => [
-        html`<span class="mono">${webhook.url}</span>`, webhook.events.join(", "), webhook.enabled ? "on" : webhook.disabled_reason,
-        html`<span class="actions">
-          <button type="button" aria-expanded=${open === webhook.id} onClick=${() => setOpen(open === webhook.id ? null : webhook.id)}>Deliveries</button>
-          <${Action} work=${async () => { await post(`/v1/webhooks/${webhook.id}/test`); setOpen(webhook.id); }}>Send test<//>
-          <${Action} confirm="Delete this webhook?" work=${async () => { await remove(`/v1/webhooks/${webhook.id}`); reload(); }}>Delete<//>
-        </span>`,
-      ])} />` : null}
-    ${open ? html`<${Deliveries} key=${open} id=${open} />` : null}`;
+  return html`<${PageHead} title="Webhooks" about="Signed notifications to your own services when jobs end." />
+    <div class="stack">
+      <${Card} title="New webhook">
+        <div class="field"><label for="url">URL to notify when a job ends</label>
+          <input id="url" type="url" placeholder="https://" value=${url} onInput=${(/** @type {any} */ e) => setUrl(e.target.value)} /></div>
+        <${Action} kind="main" work=${create}>Create webhook<//>
+        ${created ? html`<div class="secret"><${Note} kind="warn" role="status">Copy the secret now. It is not shown again: <span class="mono">${created.secret}</span> <${Copy} text=${created.secret} what="the secret" /><//></div>` : null}
+      <//>
+      <${Card} title="Webhooks of this project"><${Fault} error=${error} />
+        ${data ? html`<${Table} label="Webhooks" empty="No webhooks yet." columns=${["URL", "Events", "State", ""]}
+          rows=${data.data.map((/** @type {any} */ webhook) => [
+            html`<span class="mono">${webhook.url}</span>`, webhook.events.join(", "), webhook.enabled ? "on" : REASONS[webhook.disabled_reason] || "off",
+            html`<span class="actions">
+              <button type="button" class="small" aria-expanded=${open === webhook.id ? "true" : "false"} onClick=${() => setOpen(open === webhook.id ? null : webhook.id)}>Deliveries</button>
+              <${Action} kind="small" work=${async () => { await post(`/v1/webhooks/${webhook.id}/test`); setOpen(webhook.id); }}>Send test<//>
+              <${Action} kind="small danger" confirm="Delete this webhook?" work=${async () => { await remove(`/v1/webhooks/${webhook.id}`); reload(); }}>Delete<//>
+            </span>`,
+          ])} />` : error ? null : html`<${Loading} />`}
+      <//>
+      ${open ? html`<${Deliveries} key=${open} id=${open} />` : null}
+    </div>`;
 }
 
 /** @param {{ id: string }} props */
 function Deliveries({ id }) {
   const { data, error, reload } = useLoaded((signal) => get(`/v1/webhooks/${id}/deliveries?limit=50`, signal), [id], 3);
-  return html`<h2>Deliveries</h2>
+  return html`<${Card} title="Deliveries">
     <${Fault} error=${error} />
-    ${data ? html`<${Table} label="Deliveries" columns=${["event", "state", "attempts", "response", "created", ""]}
+    ${data ? html`<${Table} label="Deliveries" empty="Nothing was delivered yet." columns=${["Event", "State", "Attempts\u00a0", "Response", "Created", ""]}
       rows=${data.data.map((/** @type {any} */ delivery) => [
-        delivery.type, delivery.state, delivery.attempts, delivery.last_status || delivery.last_error || "", ago(delivery.created_at),
-        delivery.state === "pending" ? "" : html`<${Action} work=${async () => { await post(`/v1/webhooks/${id}/deliveries/${delivery.id}/redeliver`); reload(); }}>Redeliver<//>`,
-      ])} />` : null}`;
+        delivery.type, html`<${State} state=${delivery.state} />`, delivery.attempts, delivery.last_status || delivery.last_error || "", ago(delivery.created_at),
+        delivery.state === "pending" ? "" : html`<${Action} kind="small" work=${async () => { await post(`/v1/webhooks/${id}/deliveries/${delivery.id}/redeliver`); reload(); }}>Redeliver<//>`,
+      ])} />` : html`<${Loading} />`}
+  <//>`;
 }

@@ -18,8 +18,6 @@ pytestmark = [pytest.mark.postgres, pytest.mark.broker]
 KEY = "a-key-for-tests"
 PATHS = [
     "/v1/service",
-    "/docs",
-    "/openapi.json",
     "/v1/jobs",
     "/v1/jobs/x",
     "/nothing",

@@ -61,6 +61,8 @@ def urls(client: httpx.Client, resources: Resources) -> dict[str, str]:
     parts = ("", "/events", "/events/stream", "/report", "/artifacts", "/hand-offs")
     return {f"/v1/jobs/{{job_id}}{part}": f"{job}{part}" for part in parts} | {
         "/dashboard/{name:path}": "/dashboard/main.js",
+        "/docs/{name:path}": "/docs/reference.js",
+        "/v1/reports/{job_id}": signer.sign_report(first, 60),
         "/v1/downloads/{job_id}/{name:path}": signer.sign(first, "model.safetensors", 60),
         "/v1/archives/{job_id}.zip": signer.sign_archive(first, 60),
         "/v1/compare": f"/v1/compare?jobs={first},{second}",

@@ -42,6 +42,8 @@ def test_every_route_is_described_with_its_problem_responses() -> None:
         "/v1/jobs/{job_id}/pause",
         "/v1/jobs/{job_id}/pin",
         "/v1/jobs/{job_id}/report",
+        "/v1/jobs/{job_id}/report-links",
+        "/v1/reports/{job_id}",
         "/v1/jobs/{job_id}/resume",
         "/v1/jobs/{job_id}/retry",
         "/v1/jobs/{job_id}/unpin",

@@ -17,6 +17,7 @@ from intraslice_core.config import CompressionConfig, EvaluationConfig
 from intraslice_core.cost_model import stage_work
 from intraslice_core.progress import Stage
 from tests.app.builders import BODY, running
+from tests.app.fleets import CPU, register
 
 pytestmark = [pytest.mark.postgres, pytest.mark.broker]
 
@@ -223,8 +224,9 @@ def test_a_model_that_is_not_local_has_no_estimate(client: TestClient) -> None:
 
 
 def test_settings_of_likely_poor_quality_are_warnings(
-    client: TestClient, model: dict[str, str], settings: Settings
+    client: TestClient, model: dict[str, str], settings: Settings, resources: Resources
 ) -> None:
+    register(resources, "worker", CPU)
     text = settings.data_roots[0] / "a.txt"
     text.parent.mkdir()
     text.write_text("words " * 100)

@@ -88,6 +88,26 @@ def test_groups_list_their_commands_by_panel_with_the_first_sentence() -> None:
         assert without_spaces(f"{name} {summary}") in shown
 
 
+PANELS = ("Model:", "Amount:", "Calibration:", "Evaluation:", "Output:", "Advanced:")
+
+
+@pytest.mark.parametrize("command", ["compress", "submit", "validate", "sweep"])
+def test_options_are_listed_in_panels_in_one_order(command: str) -> None:
+    shown = CliRunner().invoke(app, [command, "--help"]).output
+    places = [shown.index(f"\n{panel}\n") for panel in PANELS]
+    assert places == sorted(places)
+    *_, options = shown.partition("\nOptions:\n")
+    others = [line.split()[0] for line in options.splitlines() if line.startswith("  --")]
+    assert others in (["--help"], ["--json", "--help"])
+
+
+def test_every_setting_has_a_panel() -> None:
+    for path in (("compress",), ("sweep",), ("bench",), ("submit",), ("evaluate",), ("recover",)):
+        for option in visible_options(COMMANDS[path]):
+            if option.name not in ("help", "as_json"):
+                assert getattr(option, "rich_help_panel", None), (path, option.name)
+
+
 def test_parsing_the_command_line_imports_neither_engine_nor_server() -> None:
     """The remote commands run without these packages."""
     code = f"import sys, app.cli.main; print([m for m in {ENGINE_AND_SERVER} if m in sys.modules])"

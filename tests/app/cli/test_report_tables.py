@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from rich.console import Console
 from rich.table import Table
@@ -9,16 +11,22 @@ from rich.table import Table
 from app.cli.report_tables import (
     comparison_table,
     evaluation_tables,
+    print_report,
     print_tables,
     recovery_table,
     shapes_table,
+    summary_table,
     sweep_quality_table,
 )
 from intraslice_core.allocation.shapes import allocation_report
 from intraslice_core.config import CompressionSettings
 from intraslice_core.plan import LayerPlan
 from intraslice_core.reports.fast_shapes import FastShapesReport
-from intraslice_core.reports.schema import EvaluationReport, PerplexityComparison
+from intraslice_core.reports.schema import (
+    CompressionReport,
+    EvaluationReport,
+    PerplexityComparison,
+)
 from intraslice_core.reports.sweep import SweepPoint, SweepReport
 from tests.intraslice_core.reports.samples import (
     LAYER_OF_PARTS,
@@ -145,3 +153,29 @@ def test_names_are_printed_literally(capsys: pytest.CaptureFixture[str]) -> None
     name = "hub:acme/[bold]small[/bold]:car:x"
     print_tables(comparison_table(plain.model_copy(update={"model": name})))
     assert name in capsys.readouterr().out
+
+
+def test_the_verdict_and_the_key_figures_are_printed_first(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    worse = MEASURED.model_copy(update={"text": "wiki", "compressed": 13.5})
+    scored = report().model_copy(update={"evaluation": EvaluationReport(perplexity=(worse,))})
+    print_report(scored, tmp_path / "out", as_json=False)
+    shown = capsys.readouterr().out
+    first = shown.splitlines()[0]
+    assert first.startswith("Noticeable quality loss. Perplexity rose 35 % on wiki, unseen text")
+    summary, _, details = shown.partition("shapes")
+    for name in ("Size on disk", "Perplexity, worst unseen text", "Memory to serve, 4,096 tokens"):
+        assert name in summary
+    assert "compressible parameters" in details
+    assert lines(summary_table(scored))[1] == [
+        "Perplexity, worst unseen text",
+        "10",
+        "13.5",
+        "+35 %",
+    ]
+
+
+def test_json_has_the_report_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    print_report(report(), tmp_path / "out", as_json=True)
+    assert CompressionReport.model_validate_json(capsys.readouterr().out) == report()

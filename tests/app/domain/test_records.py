@@ -13,7 +13,11 @@ from app.domain.upload import Upload, UploadRecord
 from app.domain.webhook import Webhook, WebhookRecord
 
 RECORDS = [
-    (JobRecord, Job, {"project_id", "fencing_token", "lease_owner", "traceparent", "store_prefix"}),
+    (
+        JobRecord,
+        Job,
+        {"project_id", "fencing_token", "lease_owner", "traceparent", "store_prefix", "gpu_bytes"},
+    ),
     (UploadRecord, Upload, {"project_id", "files", "part_bytes", "store_prefix"}),
     (WebhookRecord, Webhook, {"project_id", "secret", "previous_salt"}),
 ]

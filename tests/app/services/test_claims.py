@@ -9,6 +9,7 @@ from collections.abc import Callable
 import pytest
 from sqlalchemy import text
 
+from app.adapters.database import job_changes, leases
 from app.adapters.database import jobs as job_rows
 from app.adapters.database.engine import Transaction
 from app.domain.errors import IllegalTransitionError, LeaseLostError
@@ -30,17 +31,17 @@ def perform(resources: Resources, job: Job, action: Action, lease: Lease) -> Job
     result = publication.summarise(REPORT)
     owner = lease if job.state in LEASED else None
     writes: dict[Action, Callable[[Transaction], Job | None]] = {
-        Action.CLAIM: lambda t: job_rows.claim_next(t, "other", 5.0),
-        Action.SUCCEED: lambda t: job_rows.succeed(t, lease, result, REPORT),
-        Action.FAIL: lambda t: job_rows.fail(t, lease, ERROR),
+        Action.CLAIM: lambda t: leases.claim_next(t, "other", 5.0),
+        Action.SUCCEED: lambda t: job_changes.succeed(t, lease, result, REPORT),
+        Action.FAIL: lambda t: job_changes.fail(t, lease, ERROR),
         Action.EXPIRE: lambda t: expire_in_queue(t, job),
-        Action.REQUEUE: lambda t: job_rows.requeue(t, lease, counts=True, error=ERROR),
-        Action.REQUEST_PAUSE: lambda t: job_rows.request_pause(t, job.id),
-        Action.PAUSE: lambda t: job_rows.pause(t, job.id, owner),
-        Action.RESUME: lambda t: job_rows.resume(t, job.id),
-        Action.REQUEST_CANCEL: lambda t: job_rows.request_cancel(t, job.id),
-        Action.CANCEL: lambda t: job_rows.cancel(t, job.id, owner),
-        Action.RETRY: lambda t: job_rows.retry(t, job.id),
+        Action.REQUEUE: lambda t: job_changes.requeue(t, lease, counts=True, error=ERROR),
+        Action.REQUEST_PAUSE: lambda t: job_changes.request_pause(t, job.id),
+        Action.PAUSE: lambda t: job_changes.pause(t, job.id, owner),
+        Action.RESUME: lambda t: job_changes.resume(t, job.id),
+        Action.REQUEST_CANCEL: lambda t: job_changes.request_cancel(t, job.id),
+        Action.CANCEL: lambda t: job_changes.cancel(t, job.id, owner),
+        Action.RETRY: lambda t: job_changes.retry(t, job.id),
     }
     with resources.database.transaction() as transaction:
         return writes[action](transaction)
@@ -49,7 +50,7 @@ def perform(resources: Resources, job: Job, action: Action, lease: Lease) -> Job
 def expire_in_queue(transaction: Transaction, job: Job) -> Job | None:
     late = "UPDATE jobs SET max_pending_s = 1, queued_at = now() - interval '2 seconds'"
     transaction.execute(text(late))
-    ended = job_rows.expire_pending(transaction, ERROR, 10)
+    ended = job_changes.expire_pending(transaction, ERROR, 10)
     return job_rows.find(transaction, job.id) if ended == [job.id] else None
 
 
@@ -155,7 +156,7 @@ def test_requeueing_without_an_error_costs_no_attempt(resources: Resources) -> N
 
 def expire(resources: Resources, lease: Lease) -> None:
     with resources.database.transaction() as transaction:
-        job_rows.renew(transaction, lease, -1.0)
+        leases.renew(transaction, lease, -1.0)
 
 
 def test_a_valid_lease_is_not_reaped(resources: Resources) -> None:
@@ -249,7 +250,7 @@ def test_a_locked_row_raises_an_error_instead_of_blocking(resources: Resources) 
 
     job = running(resources)
     with resources.database.transaction() as holder:
-        job_rows.renew(holder, job.lease, 5.0)
+        leases.renew(holder, job.lease, 5.0)
         began = time.monotonic()
         with pytest.raises(ResourceBusyError):
             jobs.cancel_job(resources, OPERATOR, job.id)

@@ -86,6 +86,10 @@ def test_names_are_plain_comma_separated_or_json(
         ("OTEL_ENDPOINT", "collector:4318", "not an HTTP URL"),
         ("PORT", "abc", "valid integer"),
         ("PORT", "tcp://10.0.0.7:8000", "enableServiceLinks"),
+        *(
+            ("WORKER_DEVICES", value, "write all, cpu, or different numbers of GPUs such as 0,1")
+            for value in ("", "gpu", "0,0", "0,00", "0;1", "cuda:0", "all,0", "-1")
+        ),
     ],
 )
 def test_invalid_values_are_described_in_one_line_without_secrets(
@@ -252,3 +256,20 @@ def test_trust_in_every_address_is_noticed(value: str) -> None:
 def test_a_proxy_that_would_never_match_is_rejected(value: str) -> None:
     with pytest.raises(ValidationError, match="list IP addresses and networks"):
         Settings(forwarded_allow_ips=value)
+
+
+@pytest.mark.parametrize(
+    ("text", "selected", "numbers"),
+    [
+        ("all", "all", ()),
+        (" cpu ", "cpu", ()),
+        ("0", "0", (0,)),
+        ("3, 1", "3,1", (3, 1)),
+    ],
+)
+def test_devices_of_a_worker_are_all_cpu_or_numbers(
+    monkeypatch: pytest.MonkeyPatch, text: str, selected: str, numbers: tuple[int, ...]
+) -> None:
+    monkeypatch.setenv("INTRASLICE_WORKER_DEVICES", text)
+    settings = Settings()
+    assert (settings.worker_devices, settings.worker_gpu_numbers) == (selected, numbers)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from intraslice_core.allocation.shapes import allocation_report
-from intraslice_core.checkpoints.model_card import write_model_card
+from intraslice_core.reports.model_card import write_model_card
 from intraslice_core.reports.schema import CompressionReport
 from tests.intraslice_core.reports.samples import PRICED, report
 
@@ -51,9 +51,7 @@ def test_reports_of_earlier_versions_are_read() -> None:
 
 def test_model_card_names_the_allocator(tmp_path: Path) -> None:
     def card(content: CompressionReport) -> str:
-        return write_model_card(
-            tmp_path, content.model_dump(mode="json"), content.config.resolved_calibration.mixture
-        ).read_text()
+        return write_model_card(tmp_path, content).read_text()
 
     assert "were chosen by" not in card(report())
     assert "were chosen by allocator `lagrangian`." in card(

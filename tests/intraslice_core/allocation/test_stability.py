@@ -29,6 +29,9 @@ from tests.intraslice_core.tiny_models import tiny_llama
 TOLERANCE = 3.0
 """Standard errors of a plan's difference from the first; with 2 one of three plans would often
 differ by chance."""
+SHARE = 0.05
+"""Share of what the plan gains over equal layers, within which plans count as alike: the standard
+error is that of the check set, and does not have the calibration's own scatter."""
 
 
 class Judge:
@@ -96,4 +99,5 @@ def test_the_plan_depends_on_dtype_and_seed_within_the_standard_error(tmp_path, 
     for seed, dtype in runs:
         _, plan = judge.compress(judge.config(seed, dtype))
         other = difference(judge.divergence(plan), reference)
-        assert abs(other.value) <= TOLERANCE * other.standard_error, (seed, dtype)
+        limit = max(TOLERANCE * other.standard_error, SHARE * fallback.value)
+        assert abs(other.value) <= limit, (seed, dtype)

@@ -12,8 +12,14 @@ import torch
 from torch import Tensor
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
-from intraslice_core.calibration import generate_tokens, generated_text
-from intraslice_core.calibration.conversations import conversation_layout, prompts
+from intraslice_core.calibration import (
+    WrittenText,
+    generate_texts,
+    generate_tokens,
+    generated_text,
+    sampling,
+)
+from intraslice_core.calibration.conversations import PromptOrder, conversation_layout, prompts
 from intraslice_core.config import CalibrationPart
 from intraslice_core.errors import CalibrationSourceError
 from intraslice_core.progress import never_cancelled
@@ -110,7 +116,7 @@ def test_answers_are_sampled_among_the_likeliest_tokens(model, chatty):
     with torch.no_grad():
         logits = model(tokens).logits[:, :-1]
     sampled = logits.gather(-1, tokens[:, 1:, None])
-    likely = (logits > sampled + 1e-4).sum(-1) < generated_text.TOP_K
+    likely = (logits > sampled + 1e-4).sum(-1) < sampling.TOP_K
     begins = chatty("<|im_start|>assistant\n", add_special_tokens=False)["input_ids"]
     answered = 0
     for row, is_likely in zip(tokens.tolist(), likely.tolist(), strict=True):
@@ -167,24 +173,29 @@ def test_closing_that_begins_with_an_ordinary_token_does_not_end_answers(model):
     assert layout.ends == {tokenizer.eos_token_id}
 
 
-def test_preallocated_cache_gives_the_same_tokens(model, chatty, monkeypatch):
-    """Compare with transformers' cache, which grows by copying."""
-    from transformers import DynamicCache
+def test_texts_written_together_are_those_written_apart(model, chatty):
+    texts = [
+        WrittenText(order=part_config("self", samples=3, length=60)),
+        WrittenText(order=part_config("chat", samples=4, length=150)),
+        WrittenText(order=part_config("chat", samples=2, length=90), part="evaluation"),
+    ]
+    together = generate_texts(model, chatty, texts, should_cancel=never_cancelled)
+    for text, tokens in zip(texts, together, strict=True):
+        assert tokens.shape == (text.order.samples, text.order.sequence_length)
+        assert torch.equal(tokens, generate(model, chatty, text.order, part=text.part))
 
-    preallocated = generate(model, chatty, part_config("chat"))
-    monkeypatch.setattr(
-        generated_text,
-        "_preallocated_cache",
-        lambda model, _: DynamicCache(config=model.config),
-    )
-    assert torch.equal(preallocated, generate(model, chatty, part_config("chat")))
 
-
-def test_batches_are_few_equal_and_limited_by_the_cache_size(model, chatty, monkeypatch):
-    assert list(generated_text._batches(128, 45)) == [43, 43, 42]
-    assert list(generated_text._batches(5, 128)) == [5]
-    token_bytes = 3 * 2 * 2 * 16 * 4
-    monkeypatch.setattr(generated_text, "WRITING_CACHE_BYTES", token_bytes * 16 * 2 + 1)
-    assert generated_text._max_batch_size(model, 16) == 2
-    assert generated_text._max_batch_size(model, 10_000) == 1
-    assert generate(model, chatty, part_config("self", samples=5, length=16)).shape == (5, 16)
+def test_prompts_of_a_sequence_do_not_depend_on_the_answers_of_others():
+    """Sequences take turns in one order: here one asks for three prompts, the other for one."""
+    order = PromptOrder(10, seed=3)
+    first, second = order.of_sequence(0, 2), order.of_sequence(1, 2)
+    eager = [next(first) for _ in range(3)]
+    assert next(second) not in eager
+    again = PromptOrder(10, seed=3)
+    lazy = again.of_sequence(1, 2)
+    next(lazy)
+    assert eager == [number for number, _ in zip(again.of_sequence(0, 2), range(3), strict=False)]
+    # All ten are used before any is repeated.
+    both = PromptOrder(10, seed=3)
+    turns = [both.of_sequence(index, 2) for index in (0, 1)]
+    assert sorted(next(turns[place % 2]) for place in range(10)) == list(range(10))

@@ -8,8 +8,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from intraslice_core.checkpoints.dense_model import DenseLayerReader, divergences
+from intraslice_core.checkpoints.dense_model import DenseLayerReader, divergences, mean_loss
 from intraslice_core.checkpoints.reader import CheckpointReader
+from intraslice_core.errors import NumericalError
 from tests.intraslice_core.tiny_models import save_checkpoint, tiny_family_model
 
 
@@ -48,3 +49,17 @@ def test_divergences_are_those_of_the_whole_distributions(
     torch.testing.assert_close(result.double(), expected, rtol=1e-4, atol=1e-6)
     assert torch.equal(listed, result)
     torch.testing.assert_close(spread[1], result[:, ::4], rtol=1e-4, atol=1e-6)
+
+
+def test_predictions_that_overflow_are_numerical_errors(tmp_path: Path) -> None:
+    dense = save_checkpoint(tiny_family_model("gemma2"), tmp_path)
+    tokens = torch.arange(3, 27).view(2, 12)
+    with CheckpointReader(dense) as reader, torch.inference_mode():
+        layers = DenseLayerReader(reader, torch.device("cpu"), torch.float32)
+        hidden = layers.embed(tokens)
+        overflown = hidden.clone()
+        overflown[1, 7] = torch.inf
+        with pytest.raises(NumericalError, match="divergence of a compressed model contains NaN"):
+            divergences(layers, hidden, [overflown])
+        with pytest.raises(NumericalError, match="loss of a model is NaN or infinite"):
+            mean_loss(layers, overflown, tokens)

@@ -6,23 +6,32 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import gguf
 import numpy as np
 import pytest
 from transformers import AutoConfig
 
+from benchmarks.large_models import LLAMAS
 from intraslice_core.config import (
     SUPPORTED_MODEL_TYPES,
     CompressionConfig,
     EvaluationConfig,
     SpeedPoint,
 )
-from intraslice_core.cost_model import estimate, read_dense
+from intraslice_core.cost_model import (
+    estimate,
+    least_writing_bytes,
+    peak_memory,
+    read_dense,
+)
+from intraslice_core.cost_model.durations import writing_seconds
+from intraslice_core.cost_model.memory import PROCESS_BYTES
 from intraslice_core.errors import UnsupportedArchitectureError
 from intraslice_core.families import FAMILIES
 from intraslice_core.families.adapter import FamilyAdapter
-from intraslice_core.plan import ModelGeometry
+from intraslice_core.plan import ModelGeometry, dense_parameters
 from tests.intraslice_core.tiny_models import VARIANTS, tiny_llama
 
 
@@ -110,6 +119,58 @@ def test_memory_of_a_load_contains_its_cache(tmp_path: Path) -> None:
         peaks.append(estimated.peak_memory_bytes)
     # Keys and values of 3 layers with 2 heads of 16, for 64 additional sequences.
     assert peaks[1] - peaks[0] > 64 * 65_536 * 3 * 2 * 2 * 16 * 4
+
+
+def test_memory_of_writing_is_that_of_the_sequences_at_once() -> None:
+    geometry = LLAMAS["Llama-3-8B"]
+    token = 2 * 32 * 8 * 128 * 2
+
+    def peak(samples: int, length: int, source: Any = "self") -> int:
+        config = CompressionConfig(
+            dtype="bfloat16",
+            method="magnitude",
+            calibration={"source": source, "samples": samples, "sequence_length": length},
+        )
+        sizes = {"params_before": 8 * 10**9, "params_after": 10**9, "item_bytes": 2}
+        return peak_memory(geometry, compression=config, evaluation=None, **sizes)
+
+    model = PROCESS_BYTES + 2 * 8 * 10**9
+    # 1 GiB holds four sequences of 2,048 tokens, so that ten are written in three batches.
+    assert peak(3, 2048) - model == 3 * 2048 * token
+    assert peak(10, 2048) - model == 4 * 2048 * token == 2**30
+    # A longer one is written alone.
+    assert peak(2, 10_000) - model == 10_000 * token
+    # Both sources of a mixture are written together.
+    both = [{"source": "self"}, {"source": "chat"}]
+    assert peak(4, 2048, both) - model == 4 * 2048 * token
+
+
+def test_least_memory_of_writing_holds_one_sequence() -> None:
+    geometry = LLAMAS["Llama-3-8B"]
+    written = CompressionConfig(
+        calibration={"source": "chat", "samples": 64, "sequence_length": 2048}
+    )
+    token = 2 * 32 * 8 * 128 * 2
+    expected = dense_parameters(geometry) * 2 + 2048 * token
+    assert least_writing_bytes(geometry, written, 2) == expected
+    read = CompressionConfig(method="flap", calibration={"source": "pydoc"})
+    assert least_writing_bytes(geometry, read, 2) == 0
+
+
+def test_writing_takes_steps_by_the_batch_and_reads_what_is_cached() -> None:
+    geometry = LLAMAS["Llama-3-8B"]
+    step = 15e9 / 6e9  # seconds in which the reference machine reads the weights
+
+    def seconds(*sequences: tuple[int, int]) -> float:
+        return writing_seconds(geometry, sequences, 2)
+
+    one = seconds((1, 512))
+    # Weights are read once for all sequences of a batch: 16 of 512 tokens in bfloat16.
+    assert seconds((16, 512)) - one < 0.2 * 15 * one
+    assert seconds((17, 512)) - seconds((16, 512)) > 512 * step * 0.9
+    # Texts that are written together take the steps of the longest.
+    assert seconds((4, 512), (4, 256)) < seconds((4, 512)) + seconds((4, 256)) - 256 * step * 0.9
+    assert seconds() == 0.0
 
 
 def test_memory_of_an_evaluation_contains_the_outputs_of_the_dense_model(tmp_path: Path) -> None:

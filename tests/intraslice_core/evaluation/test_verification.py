@@ -172,3 +172,10 @@ def test_verification_can_be_cancelled(written):
 def test_a_missing_reference_is_an_error(tmp_path):
     with pytest.raises(VerificationError, match=r"no readable verification\.json"):
         verify_checkpoint(tmp_path)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+def test_a_reference_of_a_gpu_is_checked_on_the_cpu_of_a_machine_without_one(checkpoint):
+    file = checkpoint / REFERENCE_FILE
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"device": "cuda:1"}))
+    assert verify_checkpoint(checkpoint).loaded_by == ("checkpoint",)

@@ -11,12 +11,11 @@ from gguf import GGUFReader, TokenType
 from tokenizers import Regex, pre_tokenizers
 
 from intraslice_core.checkpoints.gguf_reader import convert_gguf
-from intraslice_core.config import CompressionConfig
+from intraslice_core.config import GGUF_FILES, CompressionConfig
 from intraslice_core.errors import ConfigurationError, VerificationError
 from intraslice_core.evaluation import verification
 from intraslice_core.export.gguf_vocabulary import read_vocabulary
 from intraslice_core.pipeline import compress_model
-from intraslice_core.publication import GGUF_FILES
 from tests.intraslice_core.export.models import (
     MERGES,
     VOCAB_SIZE,

@@ -112,7 +112,7 @@ def test_scores_are_squared_gradients_of_masks_of_ones(
         layers = DenseLayerReader(reader, torch.device("cpu"), torch.float32)
         loss_gradients(layers, tokens, batch_size=3, files=files, before_batch=lambda done: None)
         scores = [
-            _fisher_scores(files.read(layer), geometry, rotated)
+            _fisher_scores(files.read(layer), geometry, rotated, torch.device("cpu"))
             for layer in range(layers.num_layers)
         ]
     masked = MaskedModel(model)

@@ -48,13 +48,13 @@ def comparison(domains: tuple[Domain, ...] = ("out",)) -> SweepReport:
 
 def test_every_method_has_a_curve_of_its_own_colour_through_all_its_sizes() -> None:
     page = bench_page(comparison())
-    curves = re.findall(r'<path class="line (s\d+)" d="([^"]*)"', page)
-    assert curves[0][0] == "s0"
+    curves = re.findall(r'<path class="line (s\d+|dense)" d="([^"]*)"', page)
+    assert curves[0][0] == "dense"
     assert curves[0][1].count("L") == 0  # the dense model is one point
     assert [path.count("L") for _, path in curves[1:]] == [1] * len(METHODS)
     assert len({name for name, _ in curves}) == len(METHODS) + 1
     for name, _ in curves:
-        assert f".chart .{name} " in page
+        assert f".{name} {{ fill: var(--" in page
     assert "dense: 1.00 M parameters, perplexity 10" in page
 
 

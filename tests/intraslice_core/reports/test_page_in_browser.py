@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page
 
 from intraslice_core.reports.page import report_page
@@ -84,13 +85,25 @@ def test_the_page_requests_nothing_fits_the_screen_and_is_readable(
     page.close()
 
 
+@pytest.mark.parametrize("colours", ["light", "dark"])
+@pytest.mark.parametrize("width", [1280, 390])
+def test_the_page_is_accessible(browser: Browser, file: Path, width: int, colours: str) -> None:
+    page, _ = opened(browser, file, width, colours)
+    violations = Axe().run(page).response["violations"]
+    shown = [
+        f"{violation['id']}: {violation['nodes'][0]['html'][:120]}" for violation in violations
+    ]
+    assert shown == []
+    page.close()
+
+
 def test_dark_mode_has_another_background(browser: Browser, file: Path) -> None:
     grounds = []
     for colours in ("light", "dark"):
         page, _ = opened(browser, file, 1280, colours)
         grounds.append(page.evaluate("getComputedStyle(document.body).backgroundColor"))
         page.close()
-    assert grounds[0] == "rgb(255, 255, 255)"
+    assert grounds[0] == "rgb(247, 248, 250)"
     assert grounds[1] != grounds[0]
 
 

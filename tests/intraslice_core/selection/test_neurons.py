@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
 from intraslice_core import linalg
+from intraslice_core.linalg import mixed_precision as factorising_in_float32
 from intraslice_core.selection import neurons
 
 
@@ -91,3 +93,39 @@ def test_ridge_leverage_is_low_where_the_other_neurons_span_one() -> None:
     assert float(score[5]) < 0.5 < float(score[[3, 4, 6, 7]].min())
     # λ is relative: the scale of the activations changes no score.
     torch.testing.assert_close(neurons.leverage_score(1e6 * gram, 0.01), score)
+
+
+@pytest.mark.parametrize("keep", [0, 31, 70])
+def test_elimination_in_float32_keeps_the_neurons_of_float64(keep: int) -> None:
+    gram, output = problem(100, 20)
+    expected = neurons.eliminate_neurons(linalg.damped_cholesky(gram, 1e-3), output, keep)
+    with factorising_in_float32():
+        factor = linalg.damped_cholesky(gram, 1e-3)
+    assert factor.rounded_inverse() is not None
+    choice = neurons.eliminate_neurons(factor, output, keep)
+    assert torch.equal(choice.kept, expected.kept)
+    assert choice.removal_cost.dtype == choice.score.dtype == torch.float64
+    torch.testing.assert_close(choice.removal_cost, expected.removal_cost, rtol=1e-3, atol=0.0)
+    assert not torch.equal(choice.removal_cost, expected.removal_cost)
+
+
+def test_an_elimination_that_becomes_imprecise_is_repeated_in_float64(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    gram, output = problem(100, 20)
+    expected = neurons.eliminate_neurons(linalg.damped_cholesky(gram, 1e-3), output, 31)
+    with factorising_in_float32():
+        factor = linalg.damped_cholesky(gram, 1e-3)
+    monkeypatch.setattr(linalg.Factor, "inverts", lambda self, inverse, rows: len(rows) > 50)
+    choice = neurons.eliminate_neurons(factor, output, 31)
+    assert torch.equal(choice.removal_cost, expected.removal_cost)
+    assert torch.equal(choice.removal_order, expected.removal_order)
+
+
+def test_leverage_scores_in_float32_are_those_of_float64() -> None:
+    gram, _ = problem(60, 1)
+    expected = neurons.leverage_score(gram, 1e-2)
+    with factorising_in_float32():
+        score = neurons.leverage_score(gram, 1e-2)
+    torch.testing.assert_close(score, expected, rtol=0.0, atol=1e-4)
+    assert not torch.equal(score, expected)

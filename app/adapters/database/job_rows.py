@@ -1,0 +1,150 @@
+"""Rows of `jobs` as records, and the guarded UPDATE by which every statement changes them."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any
+
+from sqlalchemy import ColumnElement, Executable, Row, and_, func, update
+
+from app.adapters.database import workers
+from app.adapters.database.engine import Transaction
+from app.adapters.database.tables import jobs
+from app.domain.job import JobRecord, JobUrls, Lease
+from app.domain.lifecycle import LEASED, TRANSITIONS, Action, State
+from app.domain.worker import Requirement, waiting_reason
+
+# The report is long and rarely wanted; lease and hint times mean nothing outside the database.
+_HIDDEN = {
+    "report",
+    "lease_expires_at",
+    "event_sequence",
+    "hints",
+    "next_hint_at",
+    "settled_at",
+    "queued_at",
+    "claimed_at",
+    "device_number",
+    "artifacts_checked_at",
+    "artifacts_missing_at",
+}
+COLUMNS: tuple[ColumnElement[Any], ...] = (
+    *(column for column in jobs.c if column.name not in _HIDDEN),
+    jobs.c.artifacts_missing_at.is_not(None).label("artifacts_missing"),
+)
+_NAMES = tuple(str(column.key) for column in COLUMNS)
+
+FIRST_HINT_SECONDS = 60
+NO_LEASE: dict[str, Any] = {"lease_owner": None, "lease_expires_at": None}
+
+
+def fetch(
+    transaction: Transaction, statement: Executable, values: dict[str, Any] | None = None
+) -> list[JobRecord]:
+    """Return the jobs of a statement that selects or returns `COLUMNS`."""
+    records = [_record(row) for row in transaction.execute(statement, values).all()]
+    return _with_reasons(transaction, records)
+
+
+def fetch_one(
+    transaction: Transaction, statement: Executable, values: dict[str, Any] | None = None
+) -> JobRecord | None:
+    """Return the only job of a statement, or None without one."""
+    row = transaction.execute(statement, values).one_or_none()
+    return None if row is None else _with_reasons(transaction, [_record(row)])[0]
+
+
+def change(transaction: Transaction, guard: ColumnElement[bool], **values: Any) -> JobRecord | None:
+    """Change the job for which the guard holds; None if it holds for none."""
+    statement = update(jobs).where(guard).values(**values).returning(*COLUMNS)
+    return fetch_one(transaction, statement)
+
+
+def enqueue(
+    transaction: Transaction, guard: ColumnElement[bool], action: Action, **values: Any
+) -> JobRecord | None:
+    """Queue a job again by an action that does so."""
+    return change(
+        transaction,
+        guard,
+        state=TRANSITIONS[action].target,
+        stage=None,
+        progress=None,
+        hints=0,
+        queued_at=func.now(),
+        next_hint_at=from_now(FIRST_HINT_SECONDS),
+        **values,
+    )
+
+
+def finish(
+    transaction: Transaction, guard: ColumnElement[bool], action: Action, **values: Any
+) -> JobRecord | None:
+    """End a job by an action that does so."""
+    return change(
+        transaction,
+        guard,
+        state=TRANSITIONS[action].target,
+        finished_at=func.now(),
+        next_hint_at=None,
+        **NO_LEASE,
+        **values,
+    )
+
+
+def guarded(action: Action, job_id: str) -> ColumnElement[bool]:
+    """Return the lifecycle table as SQL, a condition that holds where the action is legal."""
+    return and_(jobs.c.id == job_id, jobs.c.state.in_(TRANSITIONS[action].sources))
+
+
+def owned(lease: Lease) -> ColumnElement[bool]:
+    """Return the condition that this claim is the current one."""
+    return and_(
+        jobs.c.id == lease.job_id,
+        jobs.c.state.in_(LEASED),
+        jobs.c.fencing_token == lease.token,
+        jobs.c.lease_owner == lease.owner,
+    )
+
+
+def unclaimed() -> ColumnElement[bool]:
+    """Return the condition that no worker runs the job."""
+    return jobs.c.state.not_in(LEASED)
+
+
+def seconds(number: ColumnElement[int]) -> ColumnElement[Any]:
+    """Return a column of seconds as an interval."""
+    return func.make_interval(0, 0, 0, 0, 0, 0, number)
+
+
+def from_now(duration: float) -> ColumnElement[Any]:
+    """Return the time in so many seconds, by the database's clock: workers' clocks may differ."""
+    return func.now() + timedelta(seconds=duration)
+
+
+def _record(row: Row[Any]) -> JobRecord:
+    """Return the job of a row. One validation makes the enumerations and nested models too."""
+    values = dict(zip(_NAMES, row, strict=True))
+    return JobRecord.model_validate(values | {"urls": JobUrls.of(values["id"])})
+
+
+def _with_reasons(transaction: Transaction, records: list[JobRecord]) -> list[JobRecord]:
+    """Return the jobs, the queued ones with the reason why no registered worker can run them.
+
+    The reason is computed from the live registrations at every reading and stored nowhere.
+    """
+    if not any(record.state is State.QUEUED for record in records):
+        return records
+    devices = workers.live_devices(transaction)
+    return [
+        record.model_copy(
+            update={
+                "waiting": waiting_reason(
+                    Requirement.of(record.compression, record.gpu_bytes), devices
+                )
+            }
+        )
+        if record.state is State.QUEUED
+        else record
+        for record in records
+    ]

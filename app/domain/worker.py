@@ -1,0 +1,198 @@
+"""Workers and their devices, the device that a job requires, and why a queued job waits.
+
+A job asks for a kind of device, `auto`, `cpu` or `gpu`; which worker and which of its GPUs runs it
+is decided by the claim. A job on `auto` runs on a GPU that fits, or else on a CPU.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+from typing import Literal, Self
+
+from pydantic import Field
+
+from app.domain.lifecycle import State
+from app.domain.resource import ApiModel
+from intraslice_core.config import CompressionSettings
+from intraslice_core.progress import Stage
+
+GIB = 2**30
+ANY_DTYPE = "auto"
+
+
+class DeviceChoice(StrEnum):
+    """Kind of device that a job asks for."""
+
+    AUTO = "auto"
+    CPU = "cpu"
+    GPU = "gpu"
+
+
+DEVICE_NAMES = (*DeviceChoice, "cuda")
+"""Values of `compression.device` that the API accepts; `cuda` is the earlier name of `gpu`."""
+
+
+def requested_device(name: str) -> DeviceChoice:
+    """Return the kind of device of a stored job.
+
+    Jobs of earlier releases name devices as torch does. The index of `cuda:1` is ignored: a worker
+    shows each job one GPU.
+    """
+    if name.partition(":")[0] in (DeviceChoice.GPU, "cuda"):
+        return DeviceChoice.GPU
+    return DeviceChoice.CPU if name == DeviceChoice.CPU else DeviceChoice.AUTO
+
+
+@dataclass(frozen=True, kw_only=True)
+class Requirement:
+    """What a job requires of a device."""
+
+    device: DeviceChoice
+    dtype: str
+    """Compute dtype; `auto` is available everywhere."""
+    gpu_bytes: int | None
+    """Memory on a GPU, estimated when the job was created; None if it is not known."""
+
+    @classmethod
+    def of(cls, compression: CompressionSettings, gpu_bytes: int | None) -> Self:
+        """Return the requirement of a job's settings and its estimated memory."""
+        return cls(
+            device=requested_device(compression.device),
+            dtype=compression.dtype,
+            gpu_bytes=gpu_bytes,
+        )
+
+
+class RunningJob(ApiModel):
+    """A job that a device runs; other projects' jobs have neither id nor progress."""
+
+    job_id: str | None = Field(description="Null for a job of another project.")
+    state: State
+    stage: Stage | None
+    fraction: float | None
+    claimed_at: datetime | None
+
+
+class Device(ApiModel):
+    """A device on which a worker runs jobs."""
+
+    kind: Literal["cpu", "gpu"]
+    name: str = Field(description="Model of the GPU, or `cpu x` and the number of CPUs.")
+    memory_bytes: int = Field(description="Memory of the GPU; host memory of a CPU.")
+    dtypes: tuple[str, ...] = Field(
+        description="Compute dtypes that jobs may ask for on this device."
+    )
+    jobs_at_once: int = 1
+    jobs: tuple[RunningJob, ...] = Field(default=(), description="Jobs that run on it now.")
+
+    def computes(self, dtype: str) -> bool:
+        """Return whether the device computes in a dtype; `auto` selects one of its own."""
+        return dtype == ANY_DTYPE or dtype in self.dtypes
+
+    def fits(self, requirement: Requirement) -> bool:
+        """Return whether the device is a GPU that meets the requirement."""
+        needed = requirement.gpu_bytes or 0
+        return (
+            self.kind == "gpu" and self.computes(requirement.dtype) and needed <= self.memory_bytes
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Slot:
+    """Place for one job at a time on a device of a worker."""
+
+    number: int
+    """Position of the device in the worker's registration."""
+    device: Device
+    visible_devices: str | None = None
+    """Value of CUDA_VISIBLE_DEVICES for the job's process; None leaves it as it is."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Registration:
+    """What a worker registers."""
+
+    id: str
+    """Owner of the worker's leases."""
+    version: str
+    host_memory_bytes: int
+    devices: tuple[Device, ...]
+
+    @classmethod
+    def of(
+        cls, worker_id: str, version: str, host_memory_bytes: int, slots: Sequence[Slot]
+    ) -> Self:
+        """Return the registration of a worker with these slots."""
+        devices = {slot.number: slot.device for slot in slots}
+        return cls(
+            id=worker_id,
+            version=version,
+            host_memory_bytes=host_memory_bytes,
+            devices=tuple(devices[number] for number in sorted(devices)),
+        )
+
+
+class Worker(ApiModel):
+    """A registered worker, its devices and the jobs that they run."""
+
+    object: Literal["worker"] = "worker"
+    id: str = Field(description="Host, process and a random part; events of jobs name it.")
+    version: str
+    started_at: datetime
+    seen_at: datetime = Field(description="Time of its last heartbeat.")
+    host_memory_bytes: int
+    devices: tuple[Device, ...]
+
+
+class WaitingCode(StrEnum):
+    """Reason why no registered worker can run a job."""
+
+    NO_WORKER = "no_worker"
+    NO_GPU = "no_gpu"
+    GPU_DTYPE = "gpu_dtype"
+    GPU_MEMORY = "gpu_memory"
+
+
+class Waiting(ApiModel):
+    """Reason why a queued job waits although it may be its turn; gone once a worker fits."""
+
+    code: WaitingCode
+    message: str
+    gpu_bytes: int | None = Field(
+        default=None, description="Memory that the job needs on a GPU, where that is the reason."
+    )
+
+
+def waiting_reason(requirement: Requirement, devices: Iterable[Device]) -> Waiting | None:
+    """Return why none of the registered devices can run a job; None if one can.
+
+    Args:
+        requirement: what the job requires.
+        devices: devices of all live workers, busy or not.
+    """
+    registered = tuple(devices)
+    if not registered:
+        return Waiting(code=WaitingCode.NO_WORKER, message="waiting: no worker is registered")
+    if requirement.device is not DeviceChoice.GPU:
+        return None
+    gpus = [device for device in registered if device.kind == "gpu"]
+    if not gpus:
+        return Waiting(code=WaitingCode.NO_GPU, message="waiting: no worker with a GPU")
+    able = [gpu for gpu in gpus if gpu.computes(requirement.dtype)]
+    if not able:
+        message = f"waiting: no worker with a GPU that computes in {requirement.dtype}"
+        return Waiting(code=WaitingCode.GPU_DTYPE, message=message)
+    if any(gpu.fits(requirement) for gpu in able):
+        return None
+    needed = requirement.gpu_bytes or 0
+    size = f"≥ {math.ceil(needed / GIB)} GiB"
+    suffix = f" that computes in {requirement.dtype}" if len(able) < len(gpus) else ""
+    return Waiting(
+        code=WaitingCode.GPU_MEMORY,
+        message=f"waiting: no worker with a GPU of {size}{suffix}",
+        gpu_bytes=needed,
+    )

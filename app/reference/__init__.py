@@ -1,0 +1,1 @@
+"""Static files of the API reference at `/docs`: Swagger UI, vendored, and the page around it."""

@@ -1,0 +1,67 @@
+"""Memory that a job needs on a GPU, estimated when it is created and stored with it."""
+
+from __future__ import annotations
+
+from app.services.admission import AdmittedJob
+from intraslice_core.config import AUTO, CompressionConfig
+from intraslice_core.cost_model import DenseModel, estimate, plan_tournament, stage_bytes
+from intraslice_core.cost_model.memory import PROCESS_BYTES
+from intraslice_core.plan import ModelGeometry, dense_parameters
+from intraslice_core.text_sources import WRITTEN
+
+CONTEXT_BYTES = 2**29
+"""GPU memory of the CUDA context and its kernels, which belongs to no tensor."""
+_DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+
+
+def required_gpu_bytes(admitted: AdmittedJob) -> int | None:
+    """Return the GPU memory that the job needs; None for a model that only a worker can read.
+
+    It is the largest of the cost model's device bytes: of the stages that hold one layer at a time,
+    of the dense model where it writes calibration text, and of fine-tuning. Evaluation and timing
+    are not counted: they take what is left.
+    """
+    dense = admitted.dense
+    if dense is None or dense.geometry is None:
+        return None
+    candidates = _candidates(admitted.compression, dense, dense.geometry)
+    return CONTEXT_BYTES + max(
+        _largest_step(compression, dense, dense.geometry) for compression in candidates
+    )
+
+
+def _candidates(
+    compression: CompressionConfig, dense: DenseModel, geometry: ModelGeometry
+) -> list[CompressionConfig]:
+    """Return the settings of every candidate of method `auto`, or those of the only method."""
+    if compression.method != AUTO:
+        return [compression]
+    model_type = dense.target_type(compression.target)
+    plan = plan_tournament(compression, geometry, dense.item_bytes, model_type)
+    return [candidate.config for candidate in plan.candidates]
+
+
+def _largest_step(
+    compression: CompressionConfig, dense: DenseModel, geometry: ModelGeometry
+) -> int:
+    """Return the device bytes of the largest step of one method."""
+    # On a GPU `auto` is the stored dtype; 8-bit weights are computed with in 16 bits.
+    item = _DTYPE_BYTES.get(compression.dtype, max(dense.item_bytes, 2))
+    stages = stage_bytes(geometry, compression, item, dense.item_bytes)
+    steps = [stage.device for stage in stages.values()]
+    if any(part.source in WRITTEN for part in compression.resolved_calibration.parts()):
+        steps.append(dense_parameters(geometry) * item)
+    if compression.recover is not None:
+        steps.append(_fine_tuning_bytes(compression, dense, geometry, item))
+    return max(steps)
+
+
+def _fine_tuning_bytes(
+    compression: CompressionConfig, dense: DenseModel, geometry: ModelGeometry, item: int
+) -> int:
+    """Return the memory of fine-tuning: both models where it distils, and the graph of a batch."""
+    names = {size: name for name, size in _DTYPE_BYTES.items() if name != "float16"}
+    settings = compression.model_copy(update={"dtype": names.get(item, "float32")})
+    model_type = dense.target_type(compression.target)
+    expected = estimate(geometry, dense.item_bytes, settings, None, model_type)
+    return expected.peak_memory_bytes - PROCESS_BYTES

@@ -1,0 +1,65 @@
+"""Progress without a terminal: a line for each stage, and sub-steps every few seconds."""
+
+from __future__ import annotations
+
+from io import StringIO
+
+import pytest
+from rich.console import Console
+
+from app.cli.progress_display import SECONDS_BETWEEN_LINES, remaining, step_lines
+from intraslice_core.progress import ProgressEvent, Stage
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.seconds = 100.0
+
+    def __call__(self) -> float:
+        return self.seconds
+
+
+def lines(*steps: tuple[Stage, str, float]) -> list[str]:
+    """Return the lines for events with these pauses in seconds before them."""
+    out, clock = StringIO(), Clock()
+    show = step_lines(Console(file=out, markup=False), clock)
+    for stage, message, pause in steps:
+        clock.seconds += pause
+        show(ProgressEvent(stage=stage, message=message, fraction=0.25, eta_seconds=75.0))
+    return out.getvalue().splitlines()
+
+
+def test_every_stage_has_a_line_and_sub_steps_follow_at_intervals() -> None:
+    later = SECONDS_BETWEEN_LINES
+    assert lines(
+        (Stage.LOAD, "opening model", 0.0),
+        (Stage.ALLOCATE, "measuring sensitivity, layer 1/30", 0.1),
+        (Stage.ALLOCATE, "measuring sensitivity, layer 2/30", 0.1),
+        (Stage.ALLOCATE, "measuring sensitivity, layer 9/30", later),
+        (Stage.ALLOCATE, "measuring sensitivity, layer 9/30", later),
+        (Stage.COMPRESS, "layer 0", 0.1),
+    ) == [
+        "[load] opening model",
+        "[allocate] measuring sensitivity, layer 1/30",
+        "  measuring sensitivity, layer 9/30 (25%, 1:15 left)",
+        "[compress] layer 0",
+    ]
+
+
+def test_the_next_run_of_a_sweep_begins_again() -> None:
+    run = ((Stage.COMPRESS, "layer 0", 0.1), (Stage.EXPORT, "writing", 0.1))
+    assert [line.partition(" ")[0] for line in lines(*run, *run)] == ["[compress]", "[export]"] * 2
+
+
+@pytest.mark.parametrize(
+    ("eta", "text"),
+    [
+        (None, "estimating…"),
+        (0.4, "a few seconds left"),
+        (59.6, "1:00 left"),
+        (61.0, "1:01 left"),
+        (3661.0, "1:01:01 left"),
+    ],
+)
+def test_the_remaining_time_is_not_invented(eta: float | None, text: str) -> None:
+    assert remaining(eta) == text

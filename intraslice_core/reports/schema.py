@@ -479,8 +479,10 @@ class CompressionReport(FrozenModel):
         if not isinstance(data, dict) or data.get("schema_version", 1) != 1:
             return data
         config = data.get("config")
-        renamed = _renamed_method(config) if isinstance(config, dict) else config
-        return _renamed_method(data) | {"config": renamed, "schema_version": SCHEMA_VERSION}
+        if not isinstance(config, dict):  # made by this engine, not read from a document
+            return data
+        names = {"config": _renamed_method(config), "schema_version": SCHEMA_VERSION}
+        return _renamed_method(data) | names
 
     @property
     def removed_fraction(self) -> float:

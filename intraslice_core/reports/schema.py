@@ -419,11 +419,6 @@ class VerifiedReport(FrozenModel):
     tolerance: float = Field(description="Largest allowed difference, in nats.")
 
 
-def _renamed_method(settings: dict[str, Any]) -> dict[str, Any]:
-    method = settings.get("method")
-    return {**settings, "method": _METHODS_OF_VERSION_1.get(str(method), method)}
-
-
 class CompressionReport(FrozenModel):
     """Report of one compression, from request to result."""
 
@@ -474,15 +469,20 @@ class CompressionReport(FrozenModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _read_version_1(cls, data: Any) -> Any:
-        """Translate the method names of reports of schema version 1."""
-        if not isinstance(data, dict) or data.get("schema_version", 1) != 1:
-            return data
-        config = data.get("config")
+    def _read_stored(cls, data: Any) -> Any:
+        """Translate the method names of stored reports: the result's method is the settings'.
+
+        Version 1 had other names. Earlier engines wrote `intraslice_plus` in place of
+        `intraslice` in version 2, but not in the settings.
+        """
+        config = data.get("config") if isinstance(data, dict) else None
         if not isinstance(config, dict):  # made by this engine, not read from a document
             return data
-        names = {"config": _renamed_method(config), "schema_version": SCHEMA_VERSION}
-        return _renamed_method(data) | names
+        if data.get("schema_version", 1) == 1:
+            method = config.get("method")
+            config = {**config, "method": _METHODS_OF_VERSION_1.get(str(method), method)}
+        names = {"config": config, "method": config.get("method", data.get("method"))}
+        return data | names | {"schema_version": SCHEMA_VERSION}
 
     @property
     def removed_fraction(self) -> float:

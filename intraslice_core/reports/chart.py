@@ -9,9 +9,9 @@ from __future__ import annotations
 import io
 import re
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 from xml.etree import ElementTree
 
 from markupsafe import Markup
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.axis import Axis as DrawnAxis
     from matplotlib.figure import Figure
+    from matplotlib.typing import RcKeyType
 
 WIDTH, HEIGHT = 440.0, 270.0
 """Size of a chart in pixels."""
@@ -46,7 +47,7 @@ _VARIABLES = {_INK: "--text", _FAINT: "--text-3", _GRID: "--border", _DENSE: "--
 }
 """Variable of the page's stylesheet for each colour that is drawn with."""
 
-_STYLE: dict[str, object] = {
+_STYLE: dict[RcKeyType, Any] = {
     "axes.autolimit_mode": "round_numbers",
     "axes.axisbelow": True,
     "axes.edgecolor": _FAINT,
@@ -81,6 +82,8 @@ _RC_LOCK = threading.Lock()
 
 _SVG = "{http://www.w3.org/2000/svg}"
 _HREF = "{http://www.w3.org/1999/xlink}href"
+_MARK = "mark"
+"""Class of a marker in the page."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,13 +161,11 @@ class Chart:
 def draw(chart: Chart) -> Markup:
     """Draw the chart as an SVG element for an HTML page."""
     # Pages without charts, and the API's start, do without the half second of this import.
-    from matplotlib import rc_context  # noqa: PLC0415
-    from matplotlib.figure import Figure  # noqa: PLC0415
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
 
-    # Identifiers of clip paths and markers are digests: salted, they are unique in the page.
-    salt = {"svg.hashsalt": f"{chart.title}\n{chart.description}"}
     written = io.StringIO()
-    with _RC_LOCK, rc_context(_STYLE | salt):
+    with _RC_LOCK, rc_context(_STYLE):
         figure = Figure(
             figsize=(WIDTH / _POINTS_PER_INCH, HEIGHT / _POINTS_PER_INCH),
             dpi=_POINTS_PER_INCH,
@@ -191,9 +192,7 @@ def _draw_series(axes: Axes, chart: Chart, series: Series, index: int) -> None:
     colour = _DENSE if series.is_dense else _SERIES[index % len(_SERIES)]
     if chart.style == "bars":
         width = 0.8 / len(chart.series)
-        left = [
-            point.x + (index - len(chart.series) / 2 + 0.5) * width for point in series.points
-        ]
+        left = [point.x + (index - len(chart.series) / 2 + 0.5) * width for point in series.points]
         heights = [point.y for point in series.points]
         bars = axes.bar(left, heights, width, color=colour, label=series.name)
         for number, bar in enumerate(bars):
@@ -247,7 +246,7 @@ def _set_axes(axes: Axes, chart: Chart) -> None:
 
 
 def _set_ticks(drawn: DrawnAxis, axis: Axis) -> None:
-    from matplotlib import ticker  # noqa: PLC0415
+    from matplotlib import ticker
 
     if axis.kind == "log":
         drawn.set_minor_locator(ticker.NullLocator())
@@ -255,7 +254,9 @@ def _set_ticks(drawn: DrawnAxis, axis: Axis) -> None:
         layers = axis.kind == "layers"
         intervals = _LAYER_INTERVALS if layers else _INTERVALS
         drawn.set_major_locator(
-            ticker.MaxNLocator(intervals, steps=[1, 2, 5, 10], integer=layers)
+            ticker.MaxNLocator(
+                intervals, steps=[1, 2, 5, 10], integer=layers, min_n_ticks=1 if layers else 2
+            )
         )
     if axis.kind == "counts":
         drawn.set_major_formatter(ticker.FuncFormatter(lambda value, _: count(round(value))))
@@ -294,12 +295,14 @@ def _inline(document: str, chart: Chart) -> Markup:
         element.text = text
         root.insert(number, element)
     groups = {element.get("id"): element for element in root.iter() if element.get("id")}
+    _draw_markers(root, groups)
     for index, series in enumerate(chart.series):
         for mark, point in zip(_marks(groups, chart, index), series.points, strict=True):
             ElementTree.SubElement(mark, f"{_SVG}title").text = point.text
-    _remove_names(root)
+    for element in root.iter():
+        _take_style_apart(element)
+    _remove_page_wide(root)
     ElementTree.register_namespace("", _SVG.strip("{}"))
-    ElementTree.register_namespace("xlink", _HREF[1:].partition("}")[0])
     return Markup(ElementTree.tostring(root, encoding="unicode"))  # ElementTree has escaped it
 
 
@@ -307,24 +310,51 @@ def _with_page_style(document: str) -> str:
     """Replace the colours by variables of the stylesheet, and leave fonts to it."""
     for colour, variable in _VARIABLES.items():
         document = document.replace(colour, f"var({variable})")
-    return re.sub(r'font: [^;"]*;? ?', "", document)
+    return re.sub(r'font(-\w+)?: [^;"]*;? ?', "", document)
+
+
+def _draw_markers(
+    root: ElementTree.Element, groups: Mapping[str | None, ElementTree.Element]
+) -> None:
+    """Turn every use of a marker into a path of its own: a page refers to no names."""
+    for use in root.iter(f"{_SVG}use"):
+        marker = groups[use.attrib.pop(_HREF).removeprefix("#")]
+        use.tag = f"{_SVG}path"
+        use.attrib |= {
+            "class": _MARK,
+            "d": marker.attrib["d"],
+            "transform": f"translate({use.attrib.pop('x')} {use.attrib.pop('y')})",
+        }
 
 
 def _marks(
-    groups: dict[str | None, ElementTree.Element], chart: Chart, index: int
+    groups: Mapping[str | None, ElementTree.Element], chart: Chart, index: int
 ) -> Iterator[ElementTree.Element]:
     """Yield the markers or bars of a series in the order of its points."""
     if chart.style == "bars":
         for number in range(len(chart.series[index].points)):
             yield from groups[_bar_name(index, number)].iter(f"{_SVG}path")
     else:
-        yield from groups[_series_name(index)].iter(f"{_SVG}use")
+        paths = groups[_series_name(index)].iter(f"{_SVG}path")
+        yield from (path for path in paths if path.get("class") == _MARK)
 
 
-def _remove_names(root: ElementTree.Element) -> None:
-    """Remove identifiers that nothing refers to: several charts of a page have the same."""
-    texts = [value for element in root.iter() for value in element.attrib.values()]
-    used = {name for text in texts for name in re.findall(r"(?:^|url\()#([\w-]+)", text)}
-    for element in root.iter():
-        if element.get("id") not in used:
-            element.attrib.pop("id", None)
+def _take_style_apart(element: ElementTree.Element) -> None:
+    """Replace an element's style by attributes, which the stylesheet may override."""
+    for rule in element.attrib.pop("style", "").split(";"):
+        name, colon, value = rule.partition(":")
+        if colon:
+            element.set(name.strip(), value.strip())
+
+
+def _remove_page_wide(root: ElementTree.Element) -> None:
+    """Remove what would reach beyond the chart: its style sheet, definitions and names.
+
+    Clip paths go, too: nothing is drawn outside the axes.
+    """
+    for parent in list(root.iter()):
+        parent.attrib.pop("id", None)
+        parent.attrib.pop("clip-path", None)
+        for child in list(parent):
+            if child.tag in (f"{_SVG}defs", f"{_SVG}metadata"):
+                parent.remove(child)

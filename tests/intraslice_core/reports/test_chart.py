@@ -58,9 +58,11 @@ def tooltips(svg: str) -> list[str]:
 def marker_places(svg: str, name: str) -> list[tuple[float, float]]:
     """Return where the markers of a series are, in pixels from the top left corner."""
     places = []
-    for marker in ElementTree.fromstring(svg).iter(f"{SVG}use"):
+    for marker in ElementTree.fromstring(svg).iter(f"{SVG}path"):
         if (marker.findtext(f"{SVG}title") or "").startswith(name):
-            places.append((float(marker.attrib["x"]), float(marker.attrib["y"])))
+            moved = re.fullmatch(r"translate\((\S+) (\S+)\)", marker.attrib["transform"])
+            assert moved is not None
+            places.append((float(moved[1]), float(moved[2])))
     return places
 
 
@@ -98,7 +100,8 @@ def test_values_within_a_decade_or_below_zero_get_a_linear_axis() -> None:
 def test_equal_values_and_a_single_layer_are_drawn() -> None:
     svg = draw(chart(series("error", (0, 0.25)), y=linear_axis("error", [0.25])))
     assert tooltips(svg) == ["error at 0: 0.25"]
-    assert "0" in texts(svg)
+    layers = [text for text in texts(svg) if text.isdigit()]
+    assert layers == ["0"]
 
 
 def test_large_numbers_are_short() -> None:
@@ -130,7 +133,7 @@ def line_paths(svg: str) -> list[str]:
     return [
         path.attrib["d"]
         for path in root.iter(f"{SVG}path")
-        if "fill: none; stroke: var(--s1)" in path.attrib.get("style", "")
+        if (path.get("fill"), path.get("stroke")) == ("none", "var(--s1)")
     ]
 
 
@@ -140,7 +143,7 @@ def test_the_page_gives_colours_and_fonts() -> None:
     assert "var(--s2)" in svg
     assert "#0000" not in svg
     assert "DejaVu" not in svg
-    assert "font:" not in svg
+    assert "font" not in svg
 
 
 def test_several_series_are_named_and_one_is_not() -> None:
@@ -157,12 +160,9 @@ def test_the_element_has_a_title_and_a_description() -> None:
     assert root.findtext(f"{SVG}desc") == "Errors & more."
 
 
-def test_charts_of_a_page_have_no_identifier_in_common() -> None:
-    first = chart(series("error", (0, 1), (1, 2)))
-    second = Chart(**{**vars(first), "title": "Damping"})
-    identifiers = [set(re.findall(r' id="([^"]+)"', draw(each))) for each in (first, second)]
-    assert identifiers[0]
-    assert not identifiers[0] & identifiers[1]
+def test_a_chart_reaches_no_further_than_itself() -> None:
+    svg = draw(chart(series("error", (0, 1), (1, 2)), series("MLP", (0, 3))))
+    assert not re.search(r"\bid=|href|style|url\(|<defs|<metadata", svg)
 
 
 def test_equal_charts_are_equal_bytes() -> None:

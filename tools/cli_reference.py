@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -38,8 +37,10 @@ def _parts(command: Any, context: Any) -> Iterator[str]:
 
 
 def _prose(text: str) -> str:
-    """Escape what Markdown would read as markup, and keep paragraphs."""
-    return re.sub(r"([*_<])", r"\\\1", text.replace("\b\n", ""))
+    """Escape what Markdown would read as markup; keep paragraphs and code in backticks."""
+    parts = text.replace("\b\n", "").split("`")
+    parts[::2] = [part.replace("*", "\\*").replace("<", "&lt;") for part in parts[::2]]
+    return "`".join(parts)
 
 
 def _cell(text: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -39,7 +40,7 @@ def _parts(command: Any, context: Any) -> Iterator[str]:
 def _prose(text: str) -> str:
     """Escape what Markdown would read as markup; keep paragraphs and code in backticks."""
     parts = text.replace("\b\n", "").split("`")
-    parts[::2] = [part.replace("*", "\\*").replace("<", "&lt;") for part in parts[::2]]
+    parts[::2] = [re.sub(r"([*[])", r"\\\1", part).replace("<", "&lt;") for part in parts[::2]]
     return "`".join(parts)
 
 

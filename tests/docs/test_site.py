@@ -1,4 +1,4 @@
-"""The documentation's site builds without warnings, is complete and loads nothing from elsewhere."""
+"""The site builds without warnings, is complete and loads nothing from other hosts."""
 
 from __future__ import annotations
 

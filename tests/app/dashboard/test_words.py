@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import get_args
+from typing import get_args, get_origin
 
 import pytest
 from pydantic import BaseModel
@@ -92,7 +92,8 @@ def test_every_value_of_the_api_has_a_name(table: str, values: set[str]) -> None
 def settings_of(config: type[BaseModel], path: str) -> Iterator[str]:
     """Yield the paths of all settings that are no groups of settings."""
     for name, field in config.model_fields.items():
-        kinds = (field.annotation, *get_args(field.annotation))
+        is_list = get_origin(field.annotation) is tuple
+        kinds = () if is_list else (field.annotation, *get_args(field.annotation))
         groups = [kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)]
         if groups:
             yield from settings_of(groups[0], f"{path}.{name}")

@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import copy
 import json
+import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import structlog
 
 from app.adapters.database.migrate import upgrade
 from app.domain.job import JobError, JobRecord, Progress
@@ -47,6 +50,8 @@ class Rows:
 @contextmanager
 def servers(directory: Path) -> Iterator[tuple[Settings, Resources]]:
     """Start a database and a queue; yield settings for them, and opened resources."""
+    only_warnings = structlog.make_filtering_bound_logger(logging.WARNING)
+    structlog.configure(wrapper_class=only_warnings)
     models = directory / "models"
     models.mkdir()
     with (
@@ -81,7 +86,7 @@ def invent(resources: Resources, report_file: Path | None) -> Rows:
     """
     report = json.loads(report_file.read_text("utf-8")) if report_file else REPORT
     key_of(resources, Scope.WRITE)
-    url = "http://127.0.0.1:9/hooks"
+    url = "http://127.0.0.1:9999/hooks"
     webhooks.create_webhook(resources, OPERATOR, WebhookRequest(url=url, events=("job.succeeded",)))
     resources.workers.announce("worker-1")
     results = tuple(_succeeded(resources, report, ratio) for ratio in (0.1, 0.3))

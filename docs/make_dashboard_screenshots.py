@@ -228,6 +228,8 @@ def main() -> None:
     parser.add_argument("--report", type=Path, help="report of the succeeded jobs of --invented")
     parser.add_argument("--out", type=Path, default=Path("screenshots"), help="output directory")
     arguments = parser.parse_args()
+    if arguments.report and not arguments.report.is_file():
+        parser.error(f"--report: {arguments.report} is not a file")
     arguments.out.mkdir(parents=True, exist_ok=True)
     began = time.monotonic()
     take = camera(arguments.out)

@@ -32,6 +32,7 @@ from app.settings import Settings
 from intraslice_core.config import CompressionConfig, CompressionSettings
 from intraslice_core.progress import LayerDone, Stage
 from tests.app.builders import REPORT, claim_job, in_state, key_of, queued, running
+from tests.app.fleets import CPU, register
 
 _LAYERS, _FINISHED = 30, 11
 _SWEEP_RATIOS = (0.1, 0.2, 0.3)
@@ -89,6 +90,7 @@ def invent(resources: Resources, report_file: Path | None) -> Rows:
     url = "http://127.0.0.1:9999/hooks"
     webhooks.create_webhook(resources, OPERATOR, WebhookRequest(url=url, events=("job.succeeded",)))
     resources.workers.announce("worker-1")
+    register(resources, "worker-1", CPU)
     results = tuple(_succeeded(resources, report, ratio) for ratio in (0.1, 0.3))
     states = {state: in_state(resources, state).id for state in (State.CANCELLED, State.PAUSED)}
     states[State.FAILED] = _failed(resources)

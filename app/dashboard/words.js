@@ -98,8 +98,8 @@ const WARNING_WORDS = {
 /** @param {{ code: string, message: string }} warning */
 export const warningText = (warning) => WARNING_WORDS[warning.code] || sentence(warning.message);
 
-/** A message of the engine as a sentence, with the names of settings. @param {string} message */
-export const sentence = (message) => `${capital(message.replace(/\b(?:compression|evaluation)(?:\.\w+)+/g, (path) => `“${settingName(path)}”`))}.`.replace(/\.\.$/, ".");
+/** A message of the engine as a sentence, with the names of settings and code in quotation marks. @param {string} message */
+export const sentence = (message) => `${capital(message.replace(/`([^`]+)`/g, "“$1”").replace(/\b(?:compression|evaluation)(?:\.\w+)+/g, (path) => `“${settingName(path)}”`))}.`.replace(/\.\.$/, ".");
 
 /** @type {Record<string, string>} settings of jobs by their path */
 const SETTING_NAMES = {

@@ -98,8 +98,8 @@ const WARNING_WORDS = {
 /** @param {{ code: string, message: string }} warning */
 export const warningText = (warning) => WARNING_WORDS[warning.code] || sentence(warning.message);
 
-/** A message of the engine as a sentence, with the names of settings. @param {string} message */
-export const sentence = (message) => `${capital(message.replace(/\b(?:compression|evaluation)(?:\.\w+)+/g, (path) => `“${settingName(path)}”`))}.`.replace(/\.\.$/, ".");
+/** A message of the engine as a sentence, with the names of settings and code in quotation marks. @param {string} message */
+export const sentence = (message) => `${capital(message.replace(/`([^`]+)`/g, "“$1”").replace(/\b(?:compression|evaluation)(?:\.\w+)+/g, (path) => `“${settingName(path)}”`))}.`.replace(/\.\.$/, ".");
 
 /** @type {Record<string, string>} settings of jobs by their path */
 const SETTING_NAMES = {
@@ -129,6 +129,23 @@ const SETTING_NAMES = {
   "compression.recover.loss": "Recovery training",
   "compression.recover.max_tokens": "Recovery training, tokens",
   "compression.recover.max_seconds": "Recovery training, seconds",
+  "compression.recover.adapter": "Recovery training, adapter",
+  "compression.recover.rank": "Recovery training, adapter rank",
+  "compression.recover.alpha": "Recovery training, adapter alpha",
+  "compression.recover.auxiliary.ce": "Recovery training, weight of cross-entropy",
+  "compression.recover.auxiliary.distill": "Recovery training, weight of distillation",
+  "compression.recover.auxiliary.hidden": "Recovery training, weight of hidden states",
+  "compression.recover.learning_rate": "Recovery training, learning rate",
+  "compression.recover.warm_up": "Recovery training, warm-up",
+  "compression.recover.schedule": "Recovery training, schedule",
+  "compression.recover.weight_decay": "Recovery training, weight decay",
+  "compression.recover.batch_size": "Recovery training, samples per forward pass",
+  "compression.recover.gradient_accumulation": "Recovery training, forward passes per step",
+  "compression.recover.temperature": "Recovery training, temperature",
+  "compression.recover.source": "Recovery training, text",
+  "compression.recover.text_field": "Recovery training, text field",
+  "compression.recover.sequence_length": "Recovery training, tokens per sample",
+  "compression.recover.seed": "Recovery training, random seed",
   "evaluation.perplexity": "Evaluation texts",
   "evaluation.max_tokens": "Tokens scored per text",
   "evaluation.context_length": "Context length of the evaluation",
@@ -148,7 +165,7 @@ const SETTING_NAMES = {
 };
 
 /** @param {string} path */
-export const settingName = (path) => SETTING_NAMES[path] || path;
+export const settingName = (path) => SETTING_NAMES[path] || (path.startsWith("labels.") ? `Label “${path.slice(7)}”` : path);
 
 /** @type {Record<string, string>} */
 const RECOVERY_NAMES = { distill: "distill from the original", ce: "cross-entropy on text", hidden: "match hidden states" };
@@ -157,7 +174,7 @@ export const RECOVERIES = Object.entries({ "": "none", ...RECOVERY_NAMES });
 /** A setting's value in words. @param {string} path @param {any} value @param {Names} [uploads] @returns {string} */
 export function settingValue(path, value, uploads) {
   if (value === null || value === undefined || value === "") return "–";
-  if (path.endsWith("calibration.source")) return mixtureName(value, uploads);
+  if (/(calibration|recover)\.source$/.test(path)) return mixtureName(value, uploads);
   if (path.endsWith("evaluation.perplexity")) return value.map((/** @type {string} */ text) => textName(text, uploads)).join(", ") || "–";
   if (path.endsWith("target")) return runsIn(value);
   if (path.endsWith("model.source")) return SOURCES[value] || value;

@@ -30,6 +30,7 @@ export const PROBLEM_WORDS = {
   scope_missing: "Your API key does not allow this. Ask for a key with more rights.",
   invalid_link: "The link has expired. Reload the page.",
   not_acceptable: "The service cannot answer in this form.",
+  precondition_failed: "This was changed in the meantime. Reload the page and try again.",
   busy: "This is in use at the moment. Try again in a few seconds.",
   path_not_allowed: "This path is not below a directory that the server allows.",
   lease_lost: "Another worker has taken over the job.",

@@ -111,6 +111,25 @@ class AsyncJobs:
             for job in page.data:
                 yield job
 
+    async def edit(
+        self,
+        job_id: str,
+        *,
+        name: str | None = None,
+        labels: Mapping[str, str | None] | None = None,
+    ) -> Job:
+        """Change the name and the labels of a job, in any state.
+
+        Args:
+            job_id: id of the job.
+            name: new name; None keeps it.
+            labels: labels to set; None as a value removes the label. Others stay.
+        """
+        body = without_none(name=name) | ({"labels": dict(labels)} if labels else {})
+        return await self._transport.fetch(
+            Job, "PATCH", f"/v1/jobs/{job_id}", json=body, idempotent=True
+        )
+
     async def cancel(self, job_id: str) -> Job:
         """Cancel a job; a running job stops within a few seconds."""
         return await self._act(job_id, "cancel", idempotent=True)

@@ -109,6 +109,25 @@ class Jobs:
         for page in self._transport.pages(JobList, "/v1/jobs", query):
             yield from page.data
 
+    def edit(
+        self,
+        job_id: str,
+        *,
+        name: str | None = None,
+        labels: Mapping[str, str | None] | None = None,
+    ) -> Job:
+        """Change the name and the labels of a job, in any state.
+
+        Args:
+            job_id: id of the job.
+            name: new name; None keeps it.
+            labels: labels to set; None as a value removes the label. Others stay.
+        """
+        body = without_none(name=name) | ({"labels": dict(labels)} if labels else {})
+        return self._transport.fetch(
+            Job, "PATCH", f"/v1/jobs/{job_id}", json=body, idempotent=True
+        )
+
     def cancel(self, job_id: str) -> Job:
         """Cancel a job; a running job stops within a few seconds."""
         return self._act(job_id, "cancel", idempotent=True)

@@ -113,7 +113,7 @@ const FIELD_NAMES = {
   "/evaluation": "The evaluation", "/evaluation/perplexity": "The list of evaluation texts", "/evaluation/tasks": "The list of evaluation tasks",
   "/evaluation/task_limit": "The number of examples per task", "/evaluation/prompts": "The list of sample prompts",
   "/evaluation/gate": "The quality gate", "/evaluation/gate/max_perplexity_ratio": "The quality gate",
-  "/ratios": "The list of percentages", "/methods": "The list of methods", "/labels": "The name", "/labels/name": "The name",
+  "/ratios": "The list of percentages", "/methods": "The list of methods", "/labels": "The labels", "/labels/name": "The name",
   "/priority": "The priority", "/name": "The name", "/scope": "The scope", "/url": "The URL", "/files": "The list of files",
 };
 
@@ -131,7 +131,7 @@ const place = (pointer) => pointer.replace(/\/\d+(?=\/|$)/g, "");
 
 /** A field's error in words. @param {FieldProblem} problem @param {boolean} [named] whether the sentence names the field */
 export function problemText(problem, named = false) {
-  const field = FIELD_NAMES[place(problem.pointer)];
+  const field = FIELD_NAMES[place(problem.pointer)] || (problem.pointer.startsWith("/labels/") ? "The label" : undefined);
   const words = FIELD_WORDS[problem.code]?.(problem.message);
   if (words) return `${named ? field || problem.pointer : "This"} ${words}.`;
   const message = sentence(problem.message.replace(/^(Value error|Assertion failed), /, ""));

@@ -100,6 +100,33 @@ def test_jobs_are_sorted_by_a_column(
         page.close()
 
 
+def test_a_job_is_renamed_and_labelled_in_place_and_found_by_its_label(
+    browser: Browser, settings: Settings, resources: Resources
+) -> None:
+    job = queued(resources)
+    queued(resources, labels={"name": "other"})
+    with serving(settings) as (url, _):
+        page, log = opened(browser, f"{url}/#/jobs/{job.id}")
+        page.get_by_role("button", name="Rename").click()
+        page.get_by_label("Name", exact=True).fill("nightly")
+        page.get_by_role("button", name="Save").click()
+        expect(page.locator("h1")).to_contain_text("nightly")
+        for text in ("team=search", "draft=yes"):
+            page.get_by_role("button", name="Add label").click()
+            page.get_by_label("Label as key=value").fill(text)
+            page.keyboard.press("Enter")
+            expect(page.get_by_role("link", name=text)).to_be_visible()
+        page.get_by_role("button", name="Remove label draft").click()
+        expect(page.get_by_role("link", name="draft=yes")).to_have_count(0)
+        page.get_by_role("link", name="team=search").click()
+        expect(page.get_by_label("Label")).to_have_value("team=search")
+        assert rows(page) == ["nightly"]
+        page.get_by_label("Label").select_option("")
+        expect(page.get_by_role("link", name="other")).to_be_visible()
+        assert log.errors == []
+        page.close()
+
+
 def test_selected_jobs_are_cancelled_and_deleted_together(
     browser: Browser, settings: Settings, resources: Resources
 ) -> None:

@@ -22,7 +22,7 @@ from app.domain.artifact import (
 from app.domain.errors import LeaseLostError, PublicationError
 from app.domain.events import EventType
 from app.domain.job import JobRecord, JobResult, Lease, Speedup
-from app.services.registry_hand_offs import configured_targets
+from app.services.registry_hand_offs import automatic_targets
 from app.services.removal import delete_objects
 from app.services.resources import Resources
 from intraslice_core.checkpoints.manifest import MANIFEST_SCHEMA_VERSION, program_versions
@@ -87,7 +87,7 @@ def publish(
             raise LeaseLostError
         artifacts.insert_all(transaction, lease.job_id, files)
         layer_files.forget(transaction, lease.job_id)
-        registry_hand_offs.add(transaction, lease.job_id, configured_targets(resources.settings))
+        registry_hand_offs.add(transaction, lease.job_id, automatic_targets(resources.settings))
         events.append(
             transaction, lease.job_id, EventType.SUCCEEDED, result.model_dump(mode="json")
         )

@@ -8,12 +8,15 @@ from pathlib import Path
 
 import pytest
 from playwright.sync_api import Browser, Page, expect
+from pydantic import SecretStr
 
+from app.adapters.database import registry_hand_offs as hand_off_rows
 from app.domain.lifecycle import State
 from app.domain.model_source import ModelSource
 from app.domain.principal import OPERATOR
+from app.domain.registry_hand_off import HandedOff
 from app.domain.sweep import SweepRequest
-from app.services import jobs, sweeps
+from app.services import jobs, registry_hand_offs, sweeps
 from app.services.resources import Resources
 from app.settings import Settings
 from intraslice_core.config import CompressionSettings
@@ -100,12 +103,13 @@ def test_jobs_are_sorted_by_a_column(
         page.close()
 
 
-def test_a_job_is_renamed_and_labelled_in_place_and_found_by_its_label(
+def test_a_job_is_renamed_labelled_found_by_its_label_and_pushed(
     browser: Browser, settings: Settings, resources: Resources
 ) -> None:
-    job = queued(resources)
+    job = in_state(resources, State.SUCCEEDED)
     queued(resources, labels={"name": "other"})
-    with serving(settings) as (url, _):
+    hub_settings = {"handoff_hub_namespace": "acme", "handoff_hub_token": SecretStr("hf_tests")}
+    with serving(settings.model_copy(update=hub_settings)) as (url, _):
         page, log = opened(browser, f"{url}/#/jobs/{job.id}")
         page.get_by_role("button", name="Rename").click()
         page.get_by_label("Name", exact=True).fill("nightly")
@@ -119,10 +123,23 @@ def test_a_job_is_renamed_and_labelled_in_place_and_found_by_its_label(
         page.get_by_role("button", name="Remove label draft").click()
         expect(page.get_by_role("link", name="draft=yes")).to_have_count(0)
         page.get_by_role("link", name="team=search").click()
-        expect(page.get_by_label("Label")).to_have_value("team=search")
+        expect(page.get_by_label("Label", exact=True)).to_have_value("team=search")
         assert rows(page) == ["nightly"]
-        page.get_by_label("Label").select_option("")
+        page.get_by_label("Label", exact=True).select_option("")
         expect(page.get_by_role("link", name="other")).to_be_visible()
+        page.get_by_role("link", name="nightly").click()
+        hub = page.get_by_role("group", name="Push to a Hub repository")
+        hub.get_by_text("Push to a Hub repository").click()
+        hub.get_by_label("Repository").fill("small")
+        hub.get_by_role("button", name="Push").click()
+        expect(hub.get_by_text("Waiting for a worker.")).to_be_visible()
+        due = registry_hand_offs.claim_due(resources)
+        assert due is not None
+        with resources.database.transaction() as transaction:
+            place = HandedOff(reference="acme/small at 1", url="https://hub.test/acme/small")
+            hand_off_rows.finish(transaction, due, place)
+        expect(hub.get_by_role("link", name="acme/small at 1")).to_be_visible()
+        expect(page.get_by_role("group", name="Register in MLflow")).to_have_count(0)
         assert log.errors == []
         page.close()
 

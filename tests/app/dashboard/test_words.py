@@ -12,6 +12,7 @@ import pytest
 from app.domain.errors import ServiceError
 from app.domain.lifecycle import State
 from app.domain.model_source import ModelSource
+from app.domain.service import HandOffTarget
 from app.domain.upload import UploadState
 from app.services import claims
 from intraslice_core.config import Allocation, RecoveryLoss, Target
@@ -76,6 +77,7 @@ def test_every_failure_of_a_job_has_words() -> None:
         ("TARGET_NAMES", {*get_args(Target)}),
         ("TEXT_NAMES", {*NAMED, WEB}),
         ("RECOVERY_NAMES", {*get_args(RecoveryLoss)}),
+        ("REGISTRIES", {*HandOffTarget}),
     ],
 )
 def test_every_value_of_the_api_has_a_name(table: str, values: set[str]) -> None:

@@ -111,7 +111,8 @@ def _problem(path: str, status: int) -> Described:
     phrase = HTTPStatus(status).phrase
     code, detail = _DETAILS.get(status, (phrase.lower().replace(" ", "_"), phrase))
     if status == HTTPStatus.NOT_FOUND:
-        noun = path.rpartition("{")[2].partition("}")[0].removesuffix("_id") or "object"
+        name = path.rpartition("{")[2].partition("}")[0] if "{" in path else ""
+        noun = name.removesuffix("_id") or "object"
         code, detail = f"{noun}_not_found", f"There is no such {noun.replace('_', ' ')}"
     example = {
         "type": f"urn:intraslice:problem:{code}",

@@ -74,7 +74,7 @@ const FIELD_WORDS = {
   url_scheme: () => "must be an address that begins with https://",
   package_not_allowed: () => "is not one of this server's presets",
   hub_not_allowed: () => "is not among the Hub names that this server allows",
-  path_not_allowed: (message) => (message.includes("absolute") ? "must be an absolute path, which begins with /" : message.includes("more than") ? "has too many files" : "is not below a directory that this server allows"),
+  path_not_allowed: (message) => (message.includes("absolute") ? "must be an absolute path, which begins with /" : message.includes("more than") ? "has too many files" : message.includes("read") ? "cannot be read by the server" : "is not below a directory that this server allows"),
   not_found: () => "does not exist on the server",
   malformed: (message) => (message.includes("org/name") ? "must be written as organisation/name" : "is not a branch, tag or commit"),
   not_configured: () => "is not configured on this server",
@@ -115,7 +115,7 @@ const FIELD_NAMES = {
   "/evaluation/task_limit": "The number of examples per task", "/evaluation/prompts": "The list of sample prompts",
   "/evaluation/gate": "The quality gate", "/evaluation/gate/max_perplexity_ratio": "The quality gate",
   "/ratios": "The list of percentages", "/methods": "The list of methods", "/labels": "The labels", "/labels/name": "The name",
-  "/target": "The registry", "/priority": "The priority", "/name": "The name", "/scope": "The scope", "/url": "The URL", "/files": "The list of files",
+  "/target": "The registry", "query:path": "The directory", "/priority": "The priority", "/name": "The name", "/scope": "The scope", "/url": "The URL", "/files": "The list of files",
 };
 
 /** @param {string} message */

@@ -178,13 +178,18 @@ def test_jobs_are_saved_as_csv_with_exact_numbers(
     assert float(row["perplexity_after"]) == 12.0
 
 
-def test_a_parameter_count_begins_with_a_possible_value(
+def test_a_model_is_picked_and_a_parameter_count_begins_with_a_possible_value(
     browser: Browser, settings: Settings, tmp_path: Path
 ) -> None:
+    model = tiny_model(tmp_path)
     with serving(settings) as (url, _):
         page, log = opened(browser, f"{url}/#/new")
         choose_source(page, "Server path")
-        page.get_by_label("Model", exact=True).fill(str(tiny_model(tmp_path)))
+        page.get_by_text("Browse the server").click()
+        picker = page.get_by_role("group", name="Models of the server")
+        picker.get_by_role("button", name=f"{model.parent}/").click()
+        picker.get_by_role("button", name=f"Choose {model.name}").click()
+        expect(page.get_by_label("Model", exact=True)).to_have_value(str(model))
         expect(page.get_by_text(re.compile(r"\(\d.* % of the model\)"))).to_be_visible()
         page.get_by_text("Parameter count").click()
         expect(page.get_by_label("Parameters of the result")).to_have_value(re.compile(r"0\.\d+"))

@@ -37,12 +37,11 @@ from app.domain.job import MOST_LABELS, JobFilter, JobList, JobRecord, JobReques
 from app.domain.lifecycle import State
 from app.domain.principal import Principal
 from app.domain.sweep import SweepRequest
-from app.services.admission import admit
 from app.services.deployment import require_own_store
 from app.services.removal import delete_prefix
 from app.services.requirements import required_gpu_bytes
 from app.services.resources import Resources
-from app.services.uploads import locator
+from app.services.upload_facts import admit_request
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,7 +96,7 @@ def create_job(
         InvalidRequestError: if the job names a source it may not use.
         IdempotencyKeyReusedError: if the key belongs to another request.
     """
-    admitted = admit(resources.settings, request, locator(resources, principal.project_id))
+    admitted = admit_request(resources, principal.project_id, request)
     job_id, needed = new_job_id(), required_gpu_bytes(admitted)
     with resources.database.transaction() as transaction:
         if idempotency_key is not None:

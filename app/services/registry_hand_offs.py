@@ -121,12 +121,9 @@ def request_hand_off(
         IllegalTransitionError: if the job has not succeeded, or another request is pending.
         ArtifactsExpiredError: if the checkpoint has been removed.
     """
-    if target not in configured_targets(resources.settings):
-        message = f"this service has no {target} server: its operator sets {_SETTINGS[target]}"
-        problem = FieldProblem(pointer="/target", code="not_configured", message=message)
-        raise InvalidRequestError("The target is not configured", fields=(problem,))
     with resources.database.transaction() as transaction:
         job = locked_job(transaction, principal, job_id)
+        _require_configured(resources.settings, target)
         if job.state is not State.SUCCEEDED:
             raise IllegalTransitionError(f"The job is {job.state}; only a succeeded one has files")
         if job.expired_at is not None:
@@ -137,6 +134,13 @@ def request_hand_off(
                     return earlier
                 raise IllegalTransitionError(f"A hand-off to {target} is pending; wait for its end")
         return registry_hand_offs.request(transaction, job.id, target, name)
+
+
+def _require_configured(settings: Settings, target: HandOffTarget) -> None:
+    if target not in configured_targets(settings):
+        message = f"this service has no {target} server: its operator sets {_SETTINGS[target]}"
+        problem = FieldProblem(pointer="/target", code="not_configured", message=message)
+        raise InvalidRequestError("The target is not configured", fields=(problem,))
 
 
 def _places(settings: Settings, job: Job) -> tuple[HandOffPlace, ...]:

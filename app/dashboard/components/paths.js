@@ -19,7 +19,9 @@ export function PathPicker({ use, label, action }) {
   const [place, setPlace] = useState({ path: "", after: /** @type {string[]} */ ([]) });
   const list = useRef(/** @type {HTMLElement | null} */ (null));
   const moved = useRef(false);
-  const query = new URLSearchParams({ use, limit: String(PAGE), ...(place.path ? { path: place.path } : {}), ...(place.after.length ? { after: place.after[place.after.length - 1] } : {}) });
+  const query = new URLSearchParams({ use, limit: String(PAGE) });
+  if (place.path) query.set("path", place.path);
+  if (place.after.length) query.set("after", place.after[place.after.length - 1]);
   const { data, error } = useLoaded((signal) => get(`/v1/server-paths?${query}`, signal), [query.toString()]);
   // The pressed button is gone in the new list: keep the keyboard's place.
   useEffect(() => {

@@ -85,7 +85,7 @@ class TextColumns(FrozenModel):
         if text_field is None:
             if self.form_problem is None:
                 return None
-            hint = "name the field that holds the text in text_field"
+            hint = "name the field that holds the text in text_field, or call it text"
             return f"{self.form_problem}; {hint}{self._choices()}"
         if text_field not in self.fields:
             return f"no record has text in the field {text_field!r}{self._choices()}"

@@ -40,7 +40,7 @@ def test_another_field_must_be_named_and_be_in_every_record(tmp_path: Path) -> N
     assert read.problem("body") is None
     assert read.problem(None) == (
         "line 1: none of its fields is known (fields: body, n); name the field that holds the text "
-        "in text_field (possible: body)"
+        "in text_field, or call it text (possible: body)"
     )
     assert read.problem("title") == "line 1 has no text in the field 'title' (possible: body)"
     assert read.problem("n") == "no record has text in the field 'n' (possible: body)"

@@ -216,7 +216,7 @@ def _model_reference(settings: Settings, model: ModelSource, locate: Locate) -> 
 
 
 def _inspected(
-    settings: Settings, model: ModelSource, reference: str, uploads: UploadFacts | None
+    settings: Settings, model: ModelSource, reference: str, uploads: UploadFacts | None = None
 ) -> DenseModel | None:
     """Return the model's description from its headers, if it can be read here."""
     place = Path(reference)

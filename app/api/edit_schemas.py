@@ -17,7 +17,8 @@ from app.api.schemas import LabelKey, LabelValue, storable
 from app.domain.job import MOST_LABELS, NAME_LABEL
 
 JobName = Annotated[
-    str, StringConstraints(strip_whitespace=True, min_length=1, max_length=256, pattern=r"^[^\r\n]*$")
+    str,
+    StringConstraints(strip_whitespace=True, min_length=1, max_length=256, pattern=r"^[^\r\n]*$"),
 ]
 
 

@@ -28,7 +28,6 @@ from intraslice_core.reports.tournament import TournamentReport
 from intraslice_core.reports.verdict import report_verdict
 from intraslice_core.text_sources import DOMAIN_NAMES
 
-
 _MARKS = {None: "", True: "dominated", False: "best"}
 """Places in the trade-off of size and quality, in few letters."""
 
@@ -264,8 +263,8 @@ def dominated_note(report: SweepReport) -> str | None:
     if not names:
         return None
     return (
-        f"dominated: {', '.join(names)}. Another result is at least as small, as good on every text "
-        "and, where measured, as fast, and better in one of these"
+        f"dominated: {', '.join(names)}. Another result is at least as small, as good on every "
+        "text and, where measured, as fast, and better in one of these"
     )
 
 

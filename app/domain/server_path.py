@@ -19,7 +19,7 @@ _DIRECTORY: dict[str, Any] = {
 
 
 class PathUse(StrEnum):
-    """Use of a path in a job, which decides the roots: model, or calibration and evaluation text."""
+    """Use of a path in a job, which decides the roots: a model, or text."""
 
     MODEL = "model"
     DATA = "data"

@@ -126,7 +126,7 @@ TARGETS = (
         target="adaptive",
         available=True,
         runtimes=("vLLM", "llama.cpp"),
-        detail="layers differ only in the width of the MLP, which DeciLM and GGUF files can describe; "
+        detail="layers differ only in the width of the MLP, as DeciLM and GGUF files can describe; "
         "for llama and mistral models",
     ),
     TargetSupport(
@@ -169,8 +169,8 @@ def _about_stock(family: StockFamily) -> str:
     if not family.head_dim:
         return family.describe()
     return (
-        f"{family.describe()}; where the head dim is cut, config.json stores the frequencies of the "
-        "remaining rotary pairs as rope_type longrope, which transformers and vLLM read"
+        f"{family.describe()}; where the head dim is cut, config.json stores the frequencies of "
+        "the remaining rotary pairs as rope_type longrope, which transformers and vLLM read"
     )
 
 

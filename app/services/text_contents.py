@@ -124,7 +124,9 @@ def _text_fields(content: Any) -> set[str]:
 
 def _printable(text: str) -> str:
     """Replace what a database cannot store: NUL and lone surrogates, as names may hold them."""
-    return "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in text)
+    return "".join(
+        letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in text
+    )
 
 
 def _is_text(content: Mapping[str, Any], name: str, value: Any) -> bool:

@@ -125,9 +125,7 @@ class Jobs:
             labels: labels to set; None as a value removes the label. Others stay.
         """
         body = without_none(name=name) | ({"labels": dict(labels)} if labels else {})
-        return self._transport.fetch(
-            Job, "PATCH", f"/v1/jobs/{job_id}", json=body, idempotent=True
-        )
+        return self._transport.fetch(Job, "PATCH", f"/v1/jobs/{job_id}", json=body, idempotent=True)
 
     def cancel(self, job_id: str) -> Job:
         """Cancel a job; a running job stops within a few seconds."""

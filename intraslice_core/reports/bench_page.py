@@ -169,6 +169,6 @@ def _cost(point: SweepPoint) -> tuple[str, ...]:
         _ABSENT if memory is None else size(memory),
     )
 
+
 def _trade_off(report: SweepReport, point: SweepPoint) -> str:
     return TRADE_OFFS[report.is_dominated(point)] or _ABSENT
-

@@ -42,7 +42,7 @@ def public_reference(reference: str) -> str:
 def recorded_reference(reference: str) -> str:
     """Return a model's reference as reports record it, without the directories of the machine.
 
-    A snapshot in the hub's cache is recorded as its repository and commit, other paths by their end.
+    A snapshot in the hub's cache is recorded as its repository and commit, another path by its end.
     """
     name = public_reference(reference)
     parts = re.split(r"[/\\]+", reference.rstrip("/\\"))

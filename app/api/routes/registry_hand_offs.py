@@ -24,6 +24,4 @@ def create_hand_off(
     job_id: str, body: HandOffCreate, resources: ResourcesDep, principal: Writer
 ) -> HandOff:
     """Hand off a succeeded job's checkpoint to a registry or hub, also once more."""
-    return registry_hand_offs.request_hand_off(
-        resources, principal, job_id, body.target, body.name
-    )
+    return registry_hand_offs.request_hand_off(resources, principal, job_id, body.target, body.name)

@@ -75,7 +75,11 @@ def test_a_job_that_changed_meanwhile_is_not_edited(
         ({"labels": {"a": 1}}, "/labels/a", "string_type"),
         ({"labels": {"a": "\0"}}, "/labels", "value_error"),
         ({"state": "cancelled"}, "/state", "extra_forbidden"),
-        ({"labels": {f"key-{index}": "" for index in range(MOST_LABELS + 1)}}, "/labels", "too_long"),
+        (
+            {"labels": {f"key-{index}": "" for index in range(MOST_LABELS + 1)}},
+            "/labels",
+            "too_long",
+        ),
     ],
 )
 def test_changes_that_are_not_possible_name_their_field(

@@ -91,7 +91,13 @@ def test_texts_are_marked_by_their_format(client: TestClient, tmp_path: Path) ->
     "path",
     [
         *("/", "/etc", "{root}/..", "{root}/../outside", "{root}/team/../../outside", "models"),
-        *("{root}/escape", "{root}/escape/secret", "{root}/loop", "{root}/.hidden", "{root}/veiled"),
+        *(
+            "{root}/escape",
+            "{root}/escape/secret",
+            "{root}/loop",
+            "{root}/.hidden",
+            "{root}/veiled",
+        ),
         *("{root}\0", "{root}-other", "~", "{root}/" + "x" * 300),
     ],
 )

@@ -24,6 +24,7 @@ from tests.app.api.serving import serving
 from tests.app.builders import in_state, queued
 from tests.browsing import CHROMIUM, chromium, opened
 from tests.system.test_dashboard import choose_source
+from tests.system.test_dashboard_views import violations
 from tests.workers.test_worker import tiny_model
 
 browser = chromium
@@ -130,6 +131,7 @@ def test_a_job_is_renamed_labelled_found_by_its_label_and_pushed(
         page.get_by_role("link", name="nightly").click()
         hub = page.get_by_role("group", name="Push to a Hub repository")
         hub.get_by_text("Push to a Hub repository").click()
+        assert violations(page) == []
         hub.get_by_label("Repository").fill("small")
         hub.get_by_role("button", name="Push").click()
         expect(hub.get_by_text("Waiting for a worker.")).to_be_visible()
@@ -188,6 +190,8 @@ def test_a_model_is_picked_and_a_parameter_count_begins_with_a_possible_value(
         page.get_by_text("Browse the server").click()
         picker = page.get_by_role("group", name="Models of the server")
         picker.get_by_role("button", name=f"{model.parent}/").click()
+        expect(picker.get_by_role("button", name=f"Choose {model.name}")).to_be_visible()
+        assert violations(page) == []
         picker.get_by_role("button", name=f"Choose {model.name}").click()
         expect(page.get_by_label("Model", exact=True)).to_have_value(str(model))
         expect(page.get_by_text(re.compile(r"\(\d.* % of the model\)"))).to_be_visible()

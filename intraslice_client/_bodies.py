@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from app.domain.comparison import Comparison
     from app.domain.model_catalogue import ModelList
     from app.domain.registry_hand_off import HandOff, HandOffList
+    from app.domain.server_path import PathEntry, PathList
     from app.domain.service import Service
     from app.domain.sweep import Sweep, SweepDetails, SweepList
     from app.domain.validation import Validation
@@ -33,6 +34,8 @@ __all__ = [
     "IssuedKey",
     "KeyList",
     "ModelList",
+    "PathEntry",
+    "PathList",
     "Service",
     "Sweep",
     "SweepDetails",
@@ -55,6 +58,10 @@ NAMES_BY_MODULE = {
     "app.domain.registry_hand_off": (
         "HandOff",
         "HandOffList",
+    ),
+    "app.domain.server_path": (
+        "PathEntry",
+        "PathList",
     ),
     "app.domain.service": ("Service",),
     "app.domain.sweep": (

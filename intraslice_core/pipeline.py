@@ -90,6 +90,7 @@ from intraslice_core.publication import (
     verify_staged,
     write_gguf_files,
 )
+from intraslice_core.reports.references import recorded_reference
 from intraslice_core.reports.schema import CompressionReport
 from intraslice_core.residency import place_hidden_states
 from intraslice_core.residual_loop import ResidualLoop
@@ -449,7 +450,7 @@ def _report(
     geometry, plan = work.geometry, shapes.plan
     return CompressionReport(
         engine_version=intraslice_core.__version__,
-        model=model,
+        model=recorded_reference(model),
         method=fixed_method(work.config),
         config=work.config,
         geometry=geometry,

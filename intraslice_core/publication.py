@@ -40,6 +40,11 @@ from intraslice_core.files import require_free_output
 from intraslice_core.modeling import IntraSliceForCausalLM
 from intraslice_core.progress import ProgressEvent, Stage
 from intraslice_core.reports.model_card import write_model_card
+from intraslice_core.reports.references import (
+    local_references,
+    public_reference,
+    public_settings,
+)
 from intraslice_core.reports.schema import (
     REPORT_FILE,
     CompressionReport,
@@ -241,15 +246,17 @@ def publish_staged(staged: Path, out: Path, report: CompressionReport, run: Run)
     run.report(Stage.EXPORT, f"writing {out}")
     (staged / REPORT_FILE).write_text(report.model_dump_json(indent=2) + "\n", encoding="utf-8")
     write_model_card(staged, report)
+    paths = local_references(report)
+    texts = () if report.evaluation is None else report.evaluation.texts
     write_manifest(
         staged,
         {
             "model": report.model,
             "base_fingerprint": report.base_fingerprint,
             "licence": report.base_licence,
-            "compression": report.config.model_dump(mode="json"),
+            "compression": public_settings(report.config.model_dump(mode="json"), paths),
             "calibration_hash": report.calibration_hash,
-            "evaluation": [] if report.evaluation is None else report.evaluation.texts,
+            "evaluation": [public_reference(text) for text in texts],
         },
     )
     require_free_output(out)

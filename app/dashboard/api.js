@@ -82,6 +82,10 @@ export async function post(path, body, more = {}, signal) {
   return response.status === 204 ? null : response.json();
 }
 
+/** @param {string} path @param {any} body @returns {Promise<any>} */
+export const patch = async (path, body) =>
+  (await send(path, { method: "PATCH", body: JSON.stringify(body), headers: { "Content-Type": "application/json" } })).json();
+
 /**
  * Upload without the API key, which a bucket must not see: the signed link is the permission.
  * @param {string} url @param {Blob} content @param {AbortSignal} signal

@@ -34,6 +34,14 @@ export const SOURCES = { package: "Preset", hub: "Hugging Face Hub", upload: "Up
 /** @type {Record<string, string>} where the result of a target runs */
 const TARGET_NAMES = { research: "transformers", adaptive: "vLLM · llama.cpp", stock: "Any runtime" };
 
+/** @typedef {{ title: string, field: string, button: string, done: string }} Registry */
+
+/** @type {Record<string, Registry>} registries to which results are handed off, by target */
+export const REGISTRIES = {
+  hub: { title: "Push to a Hub repository", field: "Repository", button: "Push", done: "Pushed:" },
+  mlflow: { title: "Register in MLflow", field: "Registered model", button: "Register", done: "Registered:" },
+};
+
 /** Runtimes of a target's results. @param {string} target */
 export const runsIn = (target) => TARGET_NAMES[target] || target;
 

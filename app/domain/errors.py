@@ -25,6 +25,7 @@ ServiceError
 ├── ScopeMissingError            the key lacks the scope
 ├── LinkRejectedError             a download link is forged or has expired
 ├── NotAcceptableError           no available media type is acceptable
+├── PreconditionFailedError      the resource differs from the client's copy (`If-Match`)
 ├── ResourceBusyError            another transaction holds a lock
 ├── LeaseLostError               another worker has the lease, or none has
 ├── PublicationError             the store holds other bytes than were written
@@ -225,6 +226,12 @@ class NotAcceptableError(ServiceError):
     """No available media type is acceptable."""
 
     code = "not_acceptable"
+
+
+class PreconditionFailedError(ServiceError):
+    """The resource has changed since the client read it; read it again."""
+
+    code = "precondition_failed"
 
 
 class ResourceBusyError(ServiceError):

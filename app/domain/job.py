@@ -18,6 +18,10 @@ from intraslice_core.text_sources import Domain
 
 DEFAULT_PRIORITY = 5
 HIGHEST_PRIORITY = 9
+MOST_LABELS = 32
+"""Largest number of labels of a job."""
+NAME_LABEL = "name"
+"""Label that holds the name of a job."""
 
 
 class Progress(FrozenModel):

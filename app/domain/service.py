@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from typing import Literal
 
 from pydantic import Field
@@ -10,6 +11,13 @@ from app.domain.lifecycle import State
 from app.domain.principal import Scope
 from app.domain.resource import ApiModel
 from app.domain.worker import Worker
+
+
+class HandOffTarget(StrEnum):
+    """Target of a registry hand-off."""
+
+    MLFLOW = "mlflow"
+    HUB = "hub"
 
 
 class Service(ApiModel):
@@ -26,6 +34,10 @@ class Service(ApiModel):
     workers: int | None = Field(
         default=None,
         description="Live workers of the deployment; null if the broker is unavailable.",
+    )
+    hand_off_targets: tuple[HandOffTarget, ...] = Field(
+        default=(),
+        description="Registries and hubs to which succeeded jobs can be handed off.",
     )
     fleet: tuple[Worker, ...] = Field(
         default=(),

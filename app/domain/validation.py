@@ -26,6 +26,7 @@ from intraslice_core.export.targets import (
     SLOW_IN_VLLM,
     STOCK_FAMILIES,
     VLLM_TYPES,
+    StockFamily,
 )
 from intraslice_core.families.wrappers import describe_result
 from intraslice_core.methods import METHODS
@@ -119,20 +120,20 @@ TARGETS = (
         target="research",
         available=True,
         runtimes=("transformers",),
-        detail="every shape is free per layer; the checkpoint brings its own model class",
+        detail="every layer has its own shape; the checkpoint brings the code that loads it",
     ),
     TargetSupport(
         target="adaptive",
         available=True,
         runtimes=("vLLM", "llama.cpp"),
-        detail="layers differ in the MLP's width; DeciLM and GGUF `deci` files; llama and mistral "
-        "models",
+        detail="layers differ only in the width of the MLP, as DeciLM and GGUF files can describe; "
+        "for llama and mistral models",
     ),
     TargetSupport(
         target="stock",
         available=True,
-        runtimes=("any that runs the dense model's class with longrope",),
-        detail="one shape for all layers, no code of its own",
+        runtimes=("any that runs the original model",),
+        detail="all layers have the same shape, so the result needs no code of its own",
     ),
 )
 
@@ -148,16 +149,29 @@ def _support_for(dense: DenseModel, support: TargetSupport) -> TargetSupport:
     """Return a target's support for a model."""
     model_type = dense.target_type(support.target) or ""
     if support.available and model_type not in _model_types(support.target):
-        detail = f"not built for {model_type} models"
+        detail = (
+            f"target {support.target} does not support {model_type} models: set compression.target "
+            "to research, which supports all"
+        )
         return support.model_copy(update={"available": False, "detail": detail})
     if support.target == "research" and model_type in VLLM_TYPES:
         return support.model_copy(update={"runtimes": (*support.runtimes, IN_VLLM)})
     if support.target == "research":
         return support.model_copy(update={"detail": f"{support.detail}; {SLOW_IN_VLLM}"})
     if support.target == "stock":
-        detail = f"{support.detail}; {STOCK_FAMILIES[model_type].describe()}"
+        detail = f"{support.detail}; {_about_stock(STOCK_FAMILIES[model_type])}"
         return support.model_copy(update={"detail": detail})
     return support
+
+
+def _about_stock(family: StockFamily) -> str:
+    """Return what target stock cuts of a family, and what runtimes must then read."""
+    if not family.head_dim:
+        return family.describe()
+    return (
+        f"{family.describe()}; where the head dim is cut, config.json stores the frequencies of "
+        "the remaining rotary pairs as rope_type longrope, which transformers and vLLM read"
+    )
 
 
 def _model_types(target: str) -> tuple[str, ...]:

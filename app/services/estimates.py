@@ -20,11 +20,11 @@ from app.domain.validation import (
     targets_for,
 )
 from app.domain.worker import Requirement
-from app.services.admission import AdmittedJob, admit
+from app.services.admission import AdmittedJob
 from app.services.fleet import cautions_of
 from app.services.requirements import required_gpu_bytes
 from app.services.resources import Resources
-from app.services.uploads import locator
+from app.services.upload_facts import admit_request
 from intraslice_core.config import AUTO
 from intraslice_core.cost_model import (
     Estimate,
@@ -45,7 +45,7 @@ def validate_job(resources: Resources, principal: Principal, request: JobRequest
     Raises:
         InvalidRequestError: if the job would be rejected.
     """
-    admitted = admit(resources.settings, request, locator(resources, principal.project_id))
+    admitted = admit_request(resources, principal.project_id, request)
     plan = _tournament(admitted)
     likely = admitted.compression if plan is None else plan.candidates[0].config
     warnings = cautions(admitted.dense, likely, admitted.evaluation)

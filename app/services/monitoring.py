@@ -12,6 +12,7 @@ from app.domain.principal import Principal, Scope
 from app.domain.service import Service
 from app.domain.worker import WaitingCode
 from app.services.fleet import count_devices, count_waiting
+from app.services.registry_hand_offs import configured_targets
 from app.services.resources import Resources
 from intraslice_core import __version__
 
@@ -50,6 +51,7 @@ def service_status(resources: Resources, principal: Principal) -> Service:
         jobs=live,
         busy_workers=busy,
         workers=_count_workers(resources, max(busy, len(fleet))),
+        hand_off_targets=configured_targets(resources.settings),
         fleet=fleet,
     )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from types import TracebackType
+from typing import Literal
 
 import httpx
 
@@ -14,6 +15,7 @@ from intraslice_client._async.sweeps import AsyncSweeps
 from intraslice_client._async.transport import AsyncTransport
 from intraslice_client._async.uploads import AsyncUploads
 from intraslice_client._async.webhooks import AsyncWebhooks
+from intraslice_client._requests import without_none
 
 TIMEOUT_SECONDS = 60.0
 """Longer than a long poll, and than the pause between heartbeats of an event stream."""
@@ -71,6 +73,21 @@ class AsyncClient:
     async def models(self) -> bodies.ModelList:
         """List the models that the service can compress, and recently compressed ones."""
         return await self._transport.fetch(bodies.ModelList, "GET", "/v1/models")
+
+    async def server_paths(
+        self, use: Literal["model", "data"] = "model", path: str | None = None
+    ) -> tuple[bodies.PathEntry, ...]:
+        """List one level of the directories of the server that jobs may name.
+
+        Args:
+            use: what the paths are for.
+            path: directory to list; None lists the allowed ones.
+        """
+        query = without_none(use=use, path=path)
+        entries: list[bodies.PathEntry] = []
+        async for page in self._transport.pages(bodies.PathList, "/v1/server-paths", query):
+            entries += page.data
+        return tuple(entries)
 
     async def compare(self, *job_ids: str) -> bodies.Comparison:
         """Compare the settings and results of 2 to 20 jobs."""

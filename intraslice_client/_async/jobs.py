@@ -8,6 +8,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import httpx
 from httpx_sse import aconnect_sse
@@ -111,6 +112,25 @@ class AsyncJobs:
             for job in page.data:
                 yield job
 
+    async def edit(
+        self,
+        job_id: str,
+        *,
+        name: str | None = None,
+        labels: Mapping[str, str | None] | None = None,
+    ) -> Job:
+        """Change the name and the labels of a job, in any state.
+
+        Args:
+            job_id: id of the job.
+            name: new name; None keeps it.
+            labels: labels to set; None as a value removes the label. Others stay.
+        """
+        body = without_none(name=name) | ({"labels": dict(labels)} if labels else {})
+        return await self._transport.fetch(
+            Job, "PATCH", f"/v1/jobs/{job_id}", json=body, idempotent=True
+        )
+
     async def cancel(self, job_id: str) -> Job:
         """Cancel a job; a running job stops within a few seconds."""
         return await self._act(job_id, "cancel", idempotent=True)
@@ -184,6 +204,24 @@ class AsyncJobs:
         """List the registry hand-offs of a job's checkpoint with their states."""
         path = f"/v1/jobs/{job_id}/hand-offs"
         return tuple((await self._transport.fetch(bodies.HandOffList, "GET", path)).data)
+
+    async def hand_off(
+        self, job_id: str, target: Literal["hub", "mlflow"], *, name: str | None = None
+    ) -> bodies.HandOff:
+        """Let the service hand off a succeeded job's checkpoint to a registry or hub.
+
+        Args:
+            job_id: id of the job.
+            target: registry or hub, which the service must have.
+            name: name of the repository or registered model; None selects the service's.
+        """
+        return await self._transport.fetch(
+            bodies.HandOff,
+            "POST",
+            f"/v1/jobs/{job_id}/hand-offs",
+            json={"target": target, "name": name},
+            idempotent=True,
+        )
 
     async def artifacts(self, job_id: str) -> tuple[Artifact, ...]:
         """List the published files of a job, with URLs that need no API key until they expire."""

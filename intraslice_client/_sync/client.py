@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from types import TracebackType
+from typing import Literal
 
 import httpx
 
 from intraslice_client import _bodies as bodies
+from intraslice_client._requests import without_none
 from intraslice_client._sync.downloads import Downloads
 from intraslice_client._sync.jobs import Jobs
 from intraslice_client._sync.keys import Keys
@@ -69,6 +71,21 @@ class Client:
     def models(self) -> bodies.ModelList:
         """List the models that the service can compress, and recently compressed ones."""
         return self._transport.fetch(bodies.ModelList, "GET", "/v1/models")
+
+    def server_paths(
+        self, use: Literal["model", "data"] = "model", path: str | None = None
+    ) -> tuple[bodies.PathEntry, ...]:
+        """List one level of the directories of the server that jobs may name.
+
+        Args:
+            use: what the paths are for.
+            path: directory to list; None lists the allowed ones.
+        """
+        query = without_none(use=use, path=path)
+        entries: list[bodies.PathEntry] = []
+        for page in self._transport.pages(bodies.PathList, "/v1/server-paths", query):
+            entries += page.data
+        return tuple(entries)
 
     def compare(self, *job_ids: str) -> bodies.Comparison:
         """Compare the settings and results of 2 to 20 jobs."""

@@ -424,7 +424,7 @@ class CompressionReport(FrozenModel):
 
     schema_version: int = SCHEMA_VERSION
     engine_version: str
-    model: str = Field(description="Reference of the dense model, as given.")
+    model: str = Field(description="Reference of the dense model; paths by their end.")
     method: Method
     config: CompressionConfig
     geometry: ModelGeometry

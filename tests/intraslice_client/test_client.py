@@ -83,6 +83,29 @@ def test_errors_carry_their_code(service: Client) -> None:
     assert caught.value.request_id
 
 
+def test_jobs_are_edited_and_requests_that_are_not_possible_are_explained(
+    service: Client, resources: Resources
+) -> None:
+    job = in_state(resources, State.SUCCEEDED, labels={"draft": "yes"})
+    edited = service.jobs.edit(job.id, name="nightly", labels={"draft": None, "team": "search"})
+    assert edited.labels == {"name": "nightly", "team": "search"}
+    assert service.jobs.get(job.id).labels == edited.labels
+    with pytest.raises(ApiError) as caught:
+        service.jobs.hand_off(job.id, "hub", name="small")
+    assert caught.value.code == "invalid_request"
+    assert service.jobs.hand_offs(job.id) == ()
+
+
+def test_every_page_of_a_server_directory_is_listed(service: Client, tmp_path: Path) -> None:
+    root = tmp_path / "models"
+    for number in range(101):
+        (root / f"model-{number:03}").mkdir(parents=True)
+    (top,) = service.server_paths()
+    assert top.path == str(root)
+    names = [entry.name for entry in service.server_paths(path=top.path)]
+    assert names == [f"model-{number:03}" for number in range(101)]
+
+
 def test_wait_times_out(service: Client, resources: Resources) -> None:
     with pytest.raises(TimeoutError):
         service.jobs.wait(queued(resources).id, timeout=0.1)

@@ -104,7 +104,8 @@ def test_late_presets_do_not_overwrite_the_form(browser: Browser, settings: Sett
         page.wait_for_timeout(300)
         for route in held:
             route.continue_()
-        expect(page.get_by_text("Enter an absolute path under models.")).to_be_visible()
+        hint = f"Enter an absolute path under {settings.model_roots[0]}."
+        expect(page.get_by_text(hint)).to_be_visible()
         expect(page.get_by_label("Model", exact=True)).to_have_value("")
         page.close()
 

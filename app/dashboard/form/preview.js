@@ -7,7 +7,7 @@ import { Bar, Facts, Fault, Note } from "../components/basics.js";
 import { Table } from "../components/table.js";
 import { bytes, count, durationRange, percent, roughly, share } from "../format.js";
 import { methodTitle, reportToShell } from "../hooks.js";
-import { runsIn, warningText } from "../words.js";
+import { capital, runsIn, warningText } from "../words.js";
 import { pastText, usePastRatios } from "./past-runs.js";
 import { jobBody, methodsOf, missingEntry } from "./request.js";
 
@@ -115,7 +115,6 @@ function SweepEstimate({ answers, offer }) {
 function Runs({ targets, target }) {
   const option = targets.find((candidate) => candidate.target === target);
   if (!option) return null;
-  // For any runtime the API's text names one position encoding, whatever the model's is.
-  const runtimes = target === "stock" ? "any runtime that loads the original model" : option.runtimes.join(", ") || runsIn(target);
-  return html`<${Facts} pairs=${[["Runs in", option.available ? runtimes : html`<span class="fault">Not possible for this model: ${option.detail}</span>`]]} />`;
+  const runtimes = option.runtimes.join(", ") || runsIn(target);
+  return html`<${Facts} pairs=${[["Runs in", option.available ? runtimes : html`<span class="fault">Not possible for this model: ${capital(option.detail)}.</span>`]]} />`;
 }

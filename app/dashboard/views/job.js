@@ -12,6 +12,7 @@ import { failureText } from "../problems.js";
 import { ENDED, describedModel, requestedAmount, runsIn, settingName, settingValue, stageName, stateName, titleOf } from "../words.js";
 import { Files, downloadAll } from "./job/files.js";
 import { Layers, Widths } from "./job/layers.js";
+import { Labels } from "./job/labels.js";
 import { Log } from "./job/log.js";
 import { workSeconds } from "./job/progress.js";
 import { Result } from "./job/result.js";
@@ -29,6 +30,7 @@ export function Job({ id, service }) {
   if (!job) return html`<${PageHead} trail=${[["#/jobs", "Jobs"]]} title="Job" /><${Fault} error=${error} />${error ? null : html`<${Loading} what="the job" />`}`;
   const ended = ENDED.includes(job.state);
   return html`<${Head} job=${job} events=${events} uploads=${uploads} restart=${restart} reload=${reload} />
+    <${Labels} job=${job} reload=${reload} />
     ${job.artifacts_missing ? html`<div class="gap"><${Note} kind="warn" role="status">Files of this job are missing in the artifact store. Restore the store from a backup, or submit the job again.<//></div>` : null}
     ${job.error ? html`<${Failure} job=${job} />` : null}
     ${ended ? html`<${Ended} job=${job} events=${events} uploads=${uploads} reload=${reload} />` : html`<${Running} job=${job} events=${events} service=${service} />

@@ -55,6 +55,7 @@ def test_every_route_is_described_with_its_problem_responses() -> None:
         "/v1/uploads/{upload_id}",
         "/v1/uploads/{upload_id}/complete",
         "/v1/uploads/{upload_id}/parts/{file}/{number}",
+        "/v1/server-paths",
         "/v1/service",
         "/v1/sweeps",
         "/v1/sweeps/{sweep_id}",

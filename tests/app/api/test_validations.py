@@ -521,8 +521,22 @@ def test_dimensions_that_stock_cuts_are_named(client: TestClient, model: dict[st
     config = Path(model["ref"]) / "config.json"
     config.write_text(json.dumps(GEOMETRY | {"model_type": "qwen3"}))
     targets = validate(client, {"model": model}).json()["targets"]
-    (stock,) = (target["detail"] for target in targets if target["target"] == "stock")
+    details = {target["target"]: target["detail"] for target in targets}
+    stock = details["stock"]
     assert "; cuts the MLP width and heads and the head dim; with GGUF files only" in stock
+    assert "rope_type longrope, which transformers and vLLM read" in stock
+    assert "set compression.target to research" in details["adaptive"]
+
+
+def test_runtimes_of_stock_are_named_without_an_encoding_that_the_model_lacks(
+    client: TestClient, model: dict[str, str]
+) -> None:
+    config = Path(model["ref"]) / "config.json"
+    config.write_text(json.dumps(GEOMETRY | {"model_type": "starcoder2"}))
+    targets = validate(client, {"model": model}).json()["targets"]
+    (stock,) = (target for target in targets if target["target"] == "stock")
+    assert stock["runtimes"] == ["any that runs the original model"]
+    assert "longrope" not in stock["detail"]
 
 
 @pytest.mark.parametrize(

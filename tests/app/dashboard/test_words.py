@@ -13,6 +13,7 @@ from pydantic import BaseModel
 from app.domain.errors import ServiceError
 from app.domain.lifecycle import State
 from app.domain.model_source import ModelSource
+from app.domain.service import HandOffTarget
 from app.domain.upload import UploadState
 from app.services import claims
 from intraslice_core.config import (
@@ -83,6 +84,7 @@ def test_every_failure_of_a_job_has_words() -> None:
         ("TARGET_NAMES", {*get_args(Target)}),
         ("TEXT_NAMES", {*NAMED, WEB}),
         ("RECOVERY_NAMES", {*get_args(RecoveryLoss)}),
+        ("REGISTRIES", {*HandOffTarget}),
     ],
 )
 def test_every_value_of_the_api_has_a_name(table: str, values: set[str]) -> None:

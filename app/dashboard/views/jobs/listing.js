@@ -48,15 +48,19 @@ function merge(seen, page, hasMore) {
   for (const job of page) seen.set(job.id, job);
 }
 
-/** @typedef {{ state: string, search: string, model: string, target: string }} Filters */
+/** @typedef {{ state: string, search: string, model: string, target: string, label: string }} Filters */
 
 /** @param {any} job @param {Filters} filters @param {import("../../words.js").Names} uploads */
 export function matches(job, filters, uploads) {
   if (filters.state && groupOf(job.state) !== filters.state) return false;
   if (filters.model && modelName(job.model, uploads) !== filters.model) return false;
+  if (filters.label && !labelsOf(job).some((label) => label.join("=") === filters.label)) return false;
   if (filters.target && job.compression.target !== filters.target) return false;
   return fitsSearch(job, filters.search, uploads);
 }
+
+/** Labels of a job without its name, as key and value, by key. @param {any} job @returns {string[][]} */
+export const labelsOf = (job) => Object.entries(job.labels || {}).filter(([key]) => key !== "name").sort();
 
 /** State under which a job is listed: one that is about to change is still in its old one. @param {string} state */
 export const groupOf = (state) => (state === "pausing" || state === "cancelling" ? "running" : state);

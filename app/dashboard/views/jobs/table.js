@@ -9,7 +9,7 @@ import { modelName, requestedAmount, runsIn, titleOf } from "../../words.js";
 import { useSteadyEta } from "../job/progress.js";
 import { qualityKind } from "../job/verdict.js";
 import { ordinal, placeInLine } from "./line.js";
-import { elapsed, resultRatio } from "./listing.js";
+import { elapsed, labelsOf, resultRatio } from "./listing.js";
 
 /** Columns: how they are sorted, their name, whether they hold numbers. @type {[string, string, boolean][]} */
 const COLUMNS = [
@@ -36,7 +36,7 @@ export const JobsTable = ({ jobs, queued, selected, toggle, sort, setSort, uploa
 /** @param {{ job: any, queued: any[] | null, selected: boolean, toggle: (id: string) => void, uploads: import("../../words.js").Names }} props */
 function Row({ job, queued, selected, toggle, uploads }) {
   const cells = [
-    ["", html`<a href=${`#/jobs/${job.id}`}><b>${titleOf(job, uploads)}</b><span class="hidden"> ${job.id}</span></a><div class="dim tiny">${modelName(job.model, uploads)} · ${requestedAmount(job.compression)}</div>`],
+    ["", html`<a href=${`#/jobs/${job.id}`}><b>${titleOf(job, uploads)}</b><span class="hidden"> ${job.id}</span></a><div class="dim tiny">${modelName(job.model, uploads)} · ${requestedAmount(job.compression)}${labelsOf(job).map((label) => ` · ${label.join("=")}`)}</div>`],
     ["", html`<${Status} job=${job} queued=${queued} />`],
     ["wide", html`<${Tag}>${runsIn(job.compression.target)}<//>`],
     ["number", sizes(job)],

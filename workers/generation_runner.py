@@ -241,7 +241,7 @@ class GenerationAttempt:
         return admit_model(resources.settings, job.model, locate)
 
     def _fetch_checkpoint(self) -> str:
-        """Download the files that the job has published, and verify their hashes."""
+        """Return the directory of the files that the job has published, with verified hashes."""
         directory = self._directory / "checkpoint"
         files = [file for file in self._files if not file.name.endswith(_UNUSED)]
         if not files:
@@ -253,7 +253,12 @@ class GenerationAttempt:
 
     def _fetch_file(self, file: ArtifactRecord, target: Path) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
-        self._resources.store.get_file(file.key, target)
+        store = self._resources.store
+        local = store.local_path(file.key)
+        if local is None:
+            store.get_file(file.key, target)
+        else:
+            target.symlink_to(local)
         with target.open("rb") as stream:
             digest = hashlib.file_digest(stream, "sha256").hexdigest()
         if digest != file.sha256:

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from intraslice_core.checkpoints.weight_files import CONFIG_FILE, read_json_object
 from intraslice_core.context_length import context_of
@@ -72,14 +72,15 @@ def continue_prompt(
         model = load_model(directory, dtype=dtype, device=device)
     require_known_tokens(inputs["input_ids"], embedding_rows(model), tokenizer, "the prompt")
     loaded = time.perf_counter()
+    ends = _end_tokens(model)
     with out_of_memory_reported(_LENGTH):
-        new_tokens = _generate(model, inputs, decoding)
+        new_tokens = _generate(model, inputs, decoding, ends)
     ended = time.perf_counter()
     return Continuation(
         text=str(tokenizer.decode(new_tokens, skip_special_tokens=True)),
         prompt_tokens=inputs["input_ids"].shape[1],
         new_tokens=len(new_tokens),
-        stopped=_is_stopped(model, new_tokens, decoding.max_new_tokens),
+        stopped=len(new_tokens) < decoding.max_new_tokens or new_tokens[-1] in ends,
         seconds=ended - loaded,
         load_seconds=loaded - started,
     )
@@ -107,29 +108,36 @@ def _encode(
 
 
 def _generate(
-    model: PreTrainedModel, inputs: dict[str, Tensor], decoding: Decoding
+    model: PreTrainedModel, inputs: dict[str, Tensor], decoding: Decoding, ends: list[int]
 ) -> list[int]:
-    """Return the new tokens; what the checkpoint says about sampling has no effect."""
-    selection: dict[str, Any] = {"do_sample": False}
+    """Return the new tokens.
+
+    Of the checkpoint's own settings only the ends of a text count: penalties and beams would differ
+    from what the caller asked for.
+    """
+    settings = GenerationConfig(
+        max_new_tokens=decoding.max_new_tokens,
+        do_sample=decoding.temperature is not None,
+        eos_token_id=ends or None,
+        pad_token_id=ends[0] if ends else None,
+    )
     if decoding.temperature is not None:
         torch.manual_seed(decoding.seed)
-        selection = {
-            "do_sample": True,
-            "temperature": decoding.temperature,
-            "top_k": 0,
-            "top_p": 1.0,
-        }
+        settings.update(temperature=decoding.temperature, top_k=0, top_p=1.0)
+    # Instead of an argument, which the checkpoint's settings would complete.
+    model.generation_config = settings
     generate: Any = model.generate
     on_device = {name: tensor.to(model.device) for name, tensor in inputs.items()}
     with torch.inference_mode():
-        output = generate(**on_device, max_new_tokens=decoding.max_new_tokens, **selection)
+        output = generate(**on_device)
     tokens: list[int] = output[0, inputs["input_ids"].shape[1] :].tolist()
     return tokens
 
 
-def _is_stopped(model: PreTrainedModel, new_tokens: list[int], max_new_tokens: int) -> bool:
-    """Report whether the model ended its text, by a special token or before the limit."""
+def _end_tokens(model: PreTrainedModel) -> list[int]:
+    """Return the tokens that end a text of the model; none if the checkpoint names none."""
     settings: Any = model.generation_config
     ends = settings.eos_token_id
-    ends = ends if isinstance(ends, list) else [ends]
-    return len(new_tokens) < max_new_tokens or new_tokens[-1] in ends
+    if ends is None:
+        return []
+    return [*ends] if isinstance(ends, list) else [ends]

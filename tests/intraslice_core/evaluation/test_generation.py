@@ -60,6 +60,7 @@ def test_sampling_follows_the_seed_and_nothing_that_the_checkpoint_says(tmp_path
     # Almost all of the probability is on the most likely token.
     assert continued(directory, temperature=0.001, seed=7).text == greedy_text
     settings = {"do_sample": True, "temperature": 5.0, "top_k": 3, "eos_token_id": END}
+    settings |= {"repetition_penalty": 3.0, "num_beams": 2, "max_length": 4}
     (directory / "generation_config.json").write_text(json.dumps(settings))
     assert continued(directory).text == greedy_text
     assert continued(directory, temperature=1.0, seed=7).text == sampled.text

@@ -35,9 +35,7 @@ def run(generation: GenerationInput, send: Callable[[FrozenModel], None]) -> Non
     stop_tracing()
 
 
-def _outcome(
-    generation: GenerationInput, prompted: PromptedModel
-) -> AnswerMessage | FailedMessage:
+def _outcome(generation: GenerationInput, prompted: PromptedModel) -> AnswerMessage | FailedMessage:
     """Ask one model; turn every exception into a message, which never quotes the prompt."""
     try:
         return AnswerMessage(answer=_answer(generation, prompted))

@@ -130,9 +130,7 @@ class FailedMessage(FrozenModel):
     stage: Stage | None = None
 
 
-ChildMessage = (
-    ProgressMessage | LayerSavedMessage | AnswerMessage | FinishedMessage | FailedMessage
-)
+ChildMessage = ProgressMessage | LayerSavedMessage | AnswerMessage | FinishedMessage | FailedMessage
 _ADAPTER: TypeAdapter[ChildMessage] = TypeAdapter(
     Annotated[ChildMessage, Field(discriminator="kind")]
 )

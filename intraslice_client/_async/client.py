@@ -72,7 +72,7 @@ class AsyncClient:
         """Close all connections."""
         await self._http.aclose()
 
-    async def generate(  # noqa: PLR0913 (one argument for each field of the request)
+    async def generate(
         self,
         job_id: str,
         prompt: str,

@@ -23,7 +23,7 @@ class AsyncGenerations:
     def __init__(self, transport: AsyncTransport) -> None:
         self._transport = transport
 
-    async def create(  # noqa: PLR0913 (one argument for each field of the request)
+    async def create(
         self,
         job_id: str,
         prompt: str,

@@ -46,9 +46,7 @@ class Client:
         http: httpx.Client | None = None,
     ) -> None:
         headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
-        self._http = http or httpx.Client(
-            base_url=url, headers=headers, timeout=TIMEOUT_SECONDS
-        )
+        self._http = http or httpx.Client(base_url=url, headers=headers, timeout=TIMEOUT_SECONDS)
         self._transport = Transport(self._http, patience)
         self.jobs = Jobs(self._transport, Downloads(self._transport))
         self.generations = Generations(self._transport)
@@ -72,7 +70,7 @@ class Client:
         """Close all connections."""
         self._http.close()
 
-    def generate(  # noqa: PLR0913 (one argument for each field of the request)
+    def generate(
         self,
         job_id: str,
         prompt: str,
@@ -121,9 +119,7 @@ class Client:
 
     def audit(self, *, limit: int = 100) -> bodies.AuditList:
         """List the latest changing calls of the project; requires scope `admin`."""
-        return self._transport.fetch(
-            bodies.AuditList, "GET", "/v1/audit", params={"limit": limit}
-        )
+        return self._transport.fetch(bodies.AuditList, "GET", "/v1/audit", params={"limit": limit})
 
     def service(self) -> bodies.Service:
         """Return the caller's identity, and the load and the workers of the service."""

@@ -22,7 +22,7 @@ class Generations:
     def __init__(self, transport: Transport) -> None:
         self._transport = transport
 
-    def create(  # noqa: PLR0913 (one argument for each field of the request)
+    def create(
         self,
         job_id: str,
         prompt: str,

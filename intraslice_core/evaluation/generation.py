@@ -115,17 +115,18 @@ def _generate(
     Of the checkpoint's own settings only the ends of a text count: penalties and beams would differ
     from what the caller asked for.
     """
-    settings = GenerationConfig(
-        max_new_tokens=decoding.max_new_tokens,
-        do_sample=decoding.temperature is not None,
-        eos_token_id=ends or None,
-        pad_token_id=ends[0] if ends else None,
-    )
+    settings: dict[str, Any] = {
+        "max_new_tokens": decoding.max_new_tokens,
+        "eos_token_id": ends or None,
+        "pad_token_id": ends[0] if ends else None,
+    }
     if decoding.temperature is not None:
         torch.manual_seed(decoding.seed)
-        settings.update(temperature=decoding.temperature, top_k=0, top_p=1.0)
+        settings |= {"do_sample": True, "temperature": decoding.temperature}
+        settings |= {"top_k": 0, "top_p": 1.0}
+    make_config: Any = GenerationConfig
     # Instead of an argument, which the checkpoint's settings would complete.
-    model.generation_config = settings
+    model.generation_config = make_config(**settings)
     generate: Any = model.generate
     on_device = {name: tensor.to(model.device) for name, tensor in inputs.items()}
     with torch.inference_mode():

@@ -57,9 +57,7 @@ def upgrade() -> None:
         sa.CheckConstraint(f"({_LIVE}) = (finished_at IS NULL)", name="finished_when_ended"),
     )
     op.create_index("ix_generations_job_id", "generations", ["job_id", "id"])
-    op.create_index(
-        "ix_generations_live", "generations", ["id"], postgresql_where=sa.text(_LIVE)
-    )
+    op.create_index("ix_generations_live", "generations", ["id"], postgresql_where=sa.text(_LIVE))
 
 
 def downgrade() -> None:

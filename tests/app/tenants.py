@@ -101,9 +101,7 @@ def _upload(tenant: Tenant) -> str:
 def _generation(tenant: Tenant) -> str:
     job_id = tenant.made.get("job_id") or _succeeded_job(tenant)
     request = GenerationRequest(prompt="Once upon a time", max_new_tokens=8)
-    return generations.create_generation(
-        tenant.resources, tenant.principal, job_id, request
-    ).id
+    return generations.create_generation(tenant.resources, tenant.principal, job_id, request).id
 
 
 MAKERS: dict[str, Callable[[Tenant], str]] = {

@@ -64,9 +64,7 @@ def cancel_generation(
     return generations.cancel_generation(resources, principal, job_id, generation_id)
 
 
-@router.delete(
-    "/{job_id}/generations/{generation_id}", status_code=204, responses=problems(409)
-)
+@router.delete("/{job_id}/generations/{generation_id}", status_code=204, responses=problems(409))
 def delete_generation(
     job_id: str, generation_id: str, resources: ResourcesDep, principal: Writer
 ) -> None:

@@ -129,9 +129,7 @@ def test_only_a_succeeded_job_with_files_has_models_to_try(
     assert send(client, job).json()["code"] == "artifacts_expired"
 
 
-def test_an_original_that_is_not_allowed_any_more_is_not_read(
-    settings: Settings, job: Job
-) -> None:
+def test_an_original_that_is_not_allowed_any_more_is_not_read(settings: Settings, job: Job) -> None:
     elsewhere = settings.model_copy(update={"package_allow": ()})
     with TestClient(create_app(elsewhere)) as client:
         assert rejected(send(client, job)) == ("/models", "package_not_allowed")
@@ -197,9 +195,7 @@ def test_a_generation_is_found_below_its_own_job_only(
     assert client.get(f"/v1/jobs/{other.id}/generations").json()["data"] == []
 
 
-def test_prompts_go_with_their_job_and_with_its_files(
-    resources: Resources, job: Job
-) -> None:
+def test_prompts_go_with_their_job_and_with_its_files(resources: Resources, job: Job) -> None:
     prompted(resources, job)
     expired = in_state(resources, State.SUCCEEDED)
     prompted(resources, expired)

@@ -111,9 +111,7 @@ class Lifecycle(RuleBasedStateMachine):
     def caller_cancels(self) -> None:
         cancellable = self.state in LIVE or self.state is GenerationState.CANCELLED
         try:
-            generations.cancel_generation(
-                self.resources, OPERATOR, self.job.id, self.generation.id
-            )
+            generations.cancel_generation(self.resources, OPERATOR, self.job.id, self.generation.id)
         except IllegalTransitionError:
             assert not cancellable
         else:

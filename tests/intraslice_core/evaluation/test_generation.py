@@ -72,7 +72,9 @@ def test_an_end_is_told_from_the_limit(tmp_path: Path) -> None:
     assert tokens[0] != END
     assert not continued(directory, max_new_tokens=1).stopped
     # The checkpoint's own settings say which token ends a text: here, the first one.
-    (directory / "generation_config.json").write_text(json.dumps({"eos_token_id": [END, tokens[0]]}))
+    (directory / "generation_config.json").write_text(
+        json.dumps({"eos_token_id": [END, tokens[0]]})
+    )
     ended = continued(directory)
     assert (ended.new_tokens, ended.stopped) == (1, True)
 

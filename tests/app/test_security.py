@@ -3,7 +3,6 @@
 Jobs that exceed their runtime are tested in `tests/workers/test_runner.py`; webhook URLs at
 delivery, including redirects, in `adapters/test_webhook_*.py`; prompts in
 `api/test_generations.py`.
-`api/test_generations.py`.
 """
 
 from __future__ import annotations

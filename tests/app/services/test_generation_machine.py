@@ -53,7 +53,9 @@ class Lifecycle(RuleBasedStateMachine):
 
     @initialize()
     def send_prompt(self) -> None:
-        self.generation = prompted(self.resources, self.job)
+        # The original would be looked up on disk.
+        models = (PlaygroundModel.COMPRESSED,)
+        self.generation = prompted(self.resources, self.job, models=models)
         self.state, self.attempt, self.answers = QUEUED, 0, 0
         self.current: GenerationClaim | None = None
 
@@ -86,8 +88,8 @@ class Lifecycle(RuleBasedStateMachine):
 
     def write(self, claim: GenerationClaim, write: str) -> None:
         if write == "answer":
-            dense = answer(PlaygroundModel.DENSE)
-            generation_claims.add_answer(self.resources, claim, dense)
+            compressed = answer(PlaygroundModel.COMPRESSED)
+            generation_claims.add_answer(self.resources, claim, compressed)
         elif write == "succeed":
             generation_claims.succeed(self.resources, claim)
         elif write == "fail":
@@ -140,8 +142,8 @@ def test_a_generation_equals_its_model(resources: Resources) -> None:
     run_state_machine_as_test(
         Lifecycle,
         settings=settings(
-            max_examples=20,
-            stateful_step_count=15,
+            max_examples=10,
+            stateful_step_count=12,
             deadline=None,
             suppress_health_check=list(HealthCheck),
         ),

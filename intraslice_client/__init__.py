@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from app.domain.artifact import Artifact
     from app.domain.comparison import Comparison
     from app.domain.events import Event, JobLive
+    from app.domain.generation import Answer, Generation
     from app.domain.job import Job
     from app.domain.lifecycle import State
     from app.domain.model_source import ModelSource
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
         DamagedFileError,
         ForbiddenError,
         ForgedWebhookError,
+        GenerationNotDoneError,
         InvalidRequestError,
         JobCancelledError,
         JobFailedError,
@@ -71,6 +73,10 @@ NAMES_BY_MODULE = {
         "Event",
         "JobLive",
     ),
+    "app.domain.generation": (
+        "Answer",
+        "Generation",
+    ),
     "app.domain.job": ("Job",),
     "app.domain.lifecycle": ("State",),
     "app.domain.model_source": ("ModelSource",),
@@ -94,6 +100,7 @@ NAMES_BY_MODULE = {
         "DamagedFileError",
         "ForbiddenError",
         "ForgedWebhookError",
+        "GenerationNotDoneError",
         "InvalidRequestError",
         "JobCancelledError",
         "JobFailedError",
@@ -120,6 +127,7 @@ NAMES_BY_MODULE = {
 }
 """Modules of the public names; those of `if TYPE_CHECKING`, which type checkers read instead."""
 __all__ = [
+    "Answer",
     "ApiError",
     "ApiKey",
     "Artifact",
@@ -138,6 +146,8 @@ __all__ = [
     "Event",
     "ForbiddenError",
     "ForgedWebhookError",
+    "Generation",
+    "GenerationNotDoneError",
     "InvalidRequestError",
     "Job",
     "JobCancelledError",

@@ -137,7 +137,18 @@ def die_with(parent: int) -> None:
         os._exit(1)
 
 
-def _configure_telemetry(telemetry: ChildTelemetry) -> None:
+def message_channel() -> BinaryIO:
+    """Return the original stdout for messages, and send prints to the log.
+
+    Libraries print to stdout.
+    """
+    channel = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)
+    return channel
+
+
+def configure_telemetry(telemetry: ChildTelemetry) -> None:
+    """Set up log and traces by the worker's settings."""
     # Always JSON: the worker parses the lines and writes them in its own format.
     configure_logging(telemetry.log_level, fixed={"process": "child", **telemetry.context})
     configure_tracing(telemetry.traces_url, "intraslice-child")
@@ -146,14 +157,11 @@ def _configure_telemetry(telemetry: ChildTelemetry) -> None:
 
 def main() -> None:
     die_with(int(sys.argv[1]))
-    # Libraries print to stdout: reserve the original for messages and send prints to the log.
-    channel = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)
-    child = Child(channel)
+    child = Child(message_channel())
     signal.signal(signal.SIGTERM, child.request_stop)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     request = ChildRequest.model_validate_json(sys.stdin.buffer.read())
-    _configure_telemetry(request.telemetry)
+    configure_telemetry(request.telemetry)
     child.run(request)
 
 

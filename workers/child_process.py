@@ -16,7 +16,7 @@ from pydantic import ValidationError
 
 from app.telemetry import get_logger
 from workers.child_log import ChildLog
-from workers.messages import ChildMessage, ChildRequest, decode
+from workers.messages import ChildInput, ChildMessage, decode
 
 COMMAND = (sys.executable, "-P", "-m", "workers.child")
 _VISIBLE = "CUDA_VISIBLE_DEVICES"
@@ -26,7 +26,7 @@ _log = get_logger(__name__)
 class ChildProcess:
     """One spawned interpreter; not a fork, because a fork of a threaded process may hang."""
 
-    def __init__(self, request: ChildRequest, log: Path, command: Sequence[str] = COMMAND) -> None:
+    def __init__(self, request: ChildInput, log: Path, command: Sequence[str] = COMMAND) -> None:
         self._messages: queue.SimpleQueue[ChildMessage | None] = queue.SimpleQueue()
         # A new session is a new process group: its helper processes can be killed with it.
         self._process = subprocess.Popen(
@@ -111,7 +111,7 @@ def kill_all_children() -> None:
         child.kill_group()
 
 
-def _send_request(request: ChildRequest, stdin: IO[bytes]) -> None:
+def _send_request(request: ChildInput, stdin: IO[bytes]) -> None:
     try:
         with stdin:
             stdin.write(request.model_dump_json().encode())

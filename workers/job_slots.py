@@ -1,4 +1,7 @@
-"""Slots of a worker: each runs one job at a time, woken by a hint or by the worker's own look."""
+"""Slots of a worker: each runs one job at a time, woken by a hint or by the worker's own look.
+
+While no job is queued that a slot can run, it runs prompts of the playground.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +9,10 @@ import threading
 from collections.abc import Sequence
 
 from app.domain.worker import Device, Slot
-from app.services import fleet
+from app.services import fleet, generation_claims
 from app.services.resources import Resources
 from app.telemetry.outages import BROKER, OUTAGES
+from workers.generation_runner import run_next_generation
 from workers.runner import run_next_job
 
 
@@ -38,37 +42,47 @@ class JobSlots:
         self._lock = threading.Lock()
 
     def run_queued(self) -> int:
-        """Run the most urgent jobs on each free device while it can run any; return how many.
+        """Run jobs, and then prompts, on each free device while it can run any; return how many.
 
         Without a free slot nothing is to be done: the busy ones look for further jobs themselves.
         """
-        jobs = 0
+        done = 0
         tried: list[Device] = []
         while (slot := self._take(tried)) is not None:
             tried.append(slot.device)
             try:
-                jobs += self._run_on(slot)
+                done += self._run_on(slot)
             finally:
                 self._release(slot)
-        return jobs
+        return done
 
     def run_without_hints(self, _resources: Resources) -> int:
         """Run queued jobs for which this worker may have received no hint; a polling task.
 
         While the broker is away no hint arrives, and where workers differ in their devices, a hint
-        may have gone to one that cannot run the job.
+        may have gone to one that cannot run the job. A prompt may have been queued again while
+        every slot was busy with jobs.
         """
-        if OUTAGES.lasts(BROKER) or (self._has_free() and fleet.has_gpus(self._resources)):
+        if OUTAGES.lasts(BROKER) or (self._has_free() and self._may_have_missed_hints()):
             return self.run_queued()
         return 0
 
+    def _may_have_missed_hints(self) -> bool:
+        resources = self._resources
+        if fleet.has_gpus(resources):
+            return True
+        return resources.settings.playground and generation_claims.has_queued(resources)
+
     def _run_on(self, slot: Slot) -> int:
-        jobs = 0
-        while not self._stopping.is_set() and run_next_job(
-            self._resources, self._owner, self._stopping, slot=slot
-        ):
-            jobs += 1
-        return jobs
+        done = 0
+        while not self._stopping.is_set() and self._run_one(slot):
+            done += 1
+        return done
+
+    def _run_one(self, slot: Slot) -> bool:
+        """Run a job, or a prompt where no job is queued; return whether there was one."""
+        work = (self._resources, self._owner, self._stopping)
+        return run_next_job(*work, slot=slot) is not None or run_next_generation(*work, slot=slot)
 
     def _has_free(self) -> bool:
         with self._lock:

@@ -267,7 +267,7 @@ class Attempt:
             self._mirror.add(message.name)
         elif isinstance(message, FailedMessage):
             return self._failure(message)
-        elif message is not None:
+        elif isinstance(message, FinishedMessage):
             return message
         return None
 

@@ -43,6 +43,7 @@ class _Commands(LazyGroup):
         "download": _jobs,
         "list": _jobs,
         "compare": _jobs,
+        "prompt": LazyCommand("app.cli.remote.prompt"),
         "sweeps": LazyCommand("app.cli.remote.sweeps"),
         "webhooks": LazyCommand("app.cli.remote.webhooks"),
         "service": LazyCommand("app.cli.remote.service"),

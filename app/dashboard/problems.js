@@ -16,6 +16,7 @@ export const PROBLEM_WORDS = {
   upload_not_found: "There is no such upload. It may have been deleted.",
   webhook_not_found: "There is no such webhook.",
   delivery_not_found: "There is no such delivery.",
+  generation_not_found: "This prompt was deleted.",
   illegal_state: "The job's state has changed in the meantime, and this is no longer possible.",
   upload_not_open: "This upload is complete and takes no more files.",
   upload_incomplete: "Parts of the upload are missing. Choose the same files again: it resumes.",
@@ -28,6 +29,8 @@ export const PROBLEM_WORDS = {
   part_refused: "A part of the upload arrived incomplete. Upload the files again: it resumes.",
   idempotency_key_reused: "The form changed while it was being sent. Press the button again.",
   scope_missing: "Your API key does not allow this. Ask for a key with more rights.",
+  playground_disabled: "Trying models by prompts is switched off on this server.",
+  too_many_generations: "Earlier prompts of your key have not been answered yet. Wait for one, or cancel it.",
   invalid_link: "The link has expired. Reload the page.",
   not_acceptable: "The service cannot answer in this form.",
   precondition_failed: "This was changed in the meantime. Reload the page and try again.",
@@ -115,6 +118,7 @@ const FIELD_NAMES = {
   "/evaluation/task_limit": "The number of examples per task", "/evaluation/prompts": "The list of sample prompts",
   "/evaluation/gate": "The quality gate", "/evaluation/gate/max_perplexity_ratio": "The quality gate",
   "/ratios": "The list of percentages", "/methods": "The list of methods", "/labels": "The labels", "/labels/name": "The name",
+  "/prompt": "The prompt", "/max_new_tokens": "The longest answer", "/temperature": "The temperature",
   "/target": "The registry", "query:path": "The directory", "/priority": "The priority", "/name": "The name", "/scope": "The scope", "/url": "The URL", "/files": "The list of files",
 };
 

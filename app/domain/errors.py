@@ -9,7 +9,8 @@ ServiceError
 │   ├── KeyNotFoundError
 │   ├── UploadNotFoundError
 │   ├── WebhookNotFoundError
-│   └── DeliveryNotFoundError
+│   ├── DeliveryNotFoundError
+│   └── GenerationNotFoundError
 ├── ArtifactsExpiredError        the artifacts have expired
 ├── IllegalTransitionError       the job's state does not allow it
 │   ├── UploadNotOpenError
@@ -23,6 +24,8 @@ ServiceError
 │   ├── PartRejectedError         a part of an upload has another length
 │   └── IdempotencyKeyReusedError
 ├── ScopeMissingError            the key lacks the scope
+├── PlaygroundDisabledError       the playground is off
+├── TooManyGenerationsError       too many prompts of a key have not ended
 ├── LinkRejectedError             a download link is forged or has expired
 ├── NotAcceptableError           no available media type is acceptable
 ├── PreconditionFailedError      the resource differs from the client's copy (`If-Match`)
@@ -125,6 +128,12 @@ class DeliveryNotFoundError(NotFoundError):
     code = "delivery_not_found"
 
 
+class GenerationNotFoundError(NotFoundError):
+    """The job has no such generation."""
+
+    code = "generation_not_found"
+
+
 class IllegalTransitionError(ServiceError):
     """The job's state does not allow this."""
 
@@ -214,6 +223,18 @@ class ScopeMissingError(ServiceError):
     """The key does not allow this."""
 
     code = "scope_missing"
+
+
+class PlaygroundDisabledError(ServiceError):
+    """The playground is off in this deployment; INTRASLICE_PLAYGROUND=true switches it on."""
+
+    code = "playground_disabled"
+
+
+class TooManyGenerationsError(ServiceError):
+    """Too many generations of this key have not ended."""
+
+    code = "too_many_generations"
 
 
 class LinkRejectedError(ServiceError):

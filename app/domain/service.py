@@ -7,6 +7,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from app.domain.generation import Playground
 from app.domain.lifecycle import State
 from app.domain.principal import Scope
 from app.domain.resource import ApiModel
@@ -42,4 +43,7 @@ class Service(ApiModel):
     fleet: tuple[Worker, ...] = Field(
         default=(),
         description="Registered workers with their devices and what these run, oldest first.",
+    )
+    playground: Playground | None = Field(
+        default=None, description="Limits of the playground; null if it is off."
     )

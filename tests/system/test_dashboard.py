@@ -9,17 +9,19 @@ import httpx
 import pytest
 from playwright.sync_api import Browser, Page, Route, expect
 
+from app.domain.generation import GenerationError, PlaygroundModel
 from app.domain.lifecycle import State
 from app.domain.model_source import ModelSource
 from app.domain.principal import OPERATOR
 from app.domain.sweep import SweepRequest
 from app.embedded.seaweed import EmbeddedS3
-from app.services import jobs, sweeps
+from app.services import generation_claims, jobs, sweeps
 from app.services.resources import Resources
 from app.settings import Settings
 from intraslice_core.config import CompressionConfig, CompressionSettings
 from tests.app.api.serving import serving
 from tests.app.builders import claim_job, in_state, queued, succeeded, weights_on_disk
+from tests.app.generating import answer, claimed
 from tests.browsing import CHROMIUM, chromium, opened
 from tests.workers.test_worker import tiny_model, worker
 
@@ -134,6 +136,38 @@ def test_a_job_that_has_ended_is_left_alone(
         page.wait_for_timeout(3000)
         assert sum("/events/stream" in request for request in log.requests) <= 2
         expect(page.get_by_text("The service is not responding")).to_have_count(0)
+        page.close()
+
+
+def test_a_prompt_is_sent_to_both_models(
+    browser: Browser, settings: Settings, resources: Resources
+) -> None:
+    job = in_state(resources, State.SUCCEEDED)
+    with serving(settings) as (url, _):
+        page, log = opened(browser, f"{url}/#/jobs/{job.id}")
+        panel = page.get_by_role("region", name="Try it")
+        panel.get_by_label("Prompt").fill("Once upon a time")
+        panel.get_by_role("button", name="Send prompt").click()
+        expect(panel.get_by_role("status")).to_have_text(
+            "Waiting for a free worker: jobs come first."
+        )
+        panel.get_by_role("button", name="Cancel").click()
+        expect(panel.get_by_role("status")).to_have_text("Cancelled.")
+        panel.get_by_role("button", name="Send prompt").click()
+        expect(panel.get_by_role("button", name="Cancel")).to_be_visible()
+        claim = claimed(resources).generation.claim
+        generation_claims.add_answer(resources, claim, answer(PlaygroundModel.DENSE, "first"))
+        expect(panel.get_by_text("first")).to_be_visible()
+        expect(panel.get_by_role("status")).to_contain_text("The compressed model")
+        error = GenerationError(code="timeout", message="no answer in time")
+        generation_claims.fail(resources, claim, error)
+        expect(panel.get_by_role("alert")).to_contain_text("Time limit exceeded. No answer in time")
+        panel.get_by_role("button", name="Delete prompt and answers").click()
+        expect(panel.get_by_text("first")).to_have_count(0)
+        panel.get_by_label("Longest answer").fill("0")
+        panel.get_by_role("button", name="Send prompt").click()
+        expect(panel.locator("input:invalid")).to_have_count(1)
+        assert log.errors == []
         page.close()
 
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import get_args
 
-from sqlalchemy import ColumnElement, and_, case, false, func, or_
+from sqlalchemy import ColumnElement, and_, case, false, func, or_, true
 
+from app.adapters.database import workers
+from app.adapters.database.engine import Transaction
 from app.adapters.database.tables import jobs
-from app.domain.worker import ANY_DTYPE, Device, DeviceChoice
+from app.domain.worker import ANY_DTYPE, Device, DeviceChoice, Slot
 from intraslice_core.config import ComputeDtype
 
 _NAME = func.coalesce(jobs.c.compression["device"].astext, DeviceChoice.AUTO.value)
@@ -18,6 +20,15 @@ _ASKS_FOR_CPU = _NAME.in_((DeviceChoice.CPU.value,))
 _DTYPE = func.coalesce(jobs.c.compression["dtype"].astext, ANY_DTYPE)
 _NEEDED_BYTES = func.coalesce(jobs.c.gpu_bytes, 0)
 _NONE = -1
+
+
+def claimable_by(transaction: Transaction, slot: Slot | None) -> ColumnElement[bool]:
+    """Return the condition that a slot may claim a job; None may claim any."""
+    if slot is None:
+        return true()
+    # Only a GPU asks which devices the other workers have.
+    registered = () if slot.device.kind == "cpu" else workers.live_devices(transaction)
+    return can_run(slot.device, registered)
 
 
 def can_run(device: Device, registered: Iterable[Device]) -> ColumnElement[bool]:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from datetime import timedelta
 
-from sqlalchemy import ColumnElement, and_, func, select, true, update
+from sqlalchemy import and_, func, select, update
 
-from app.adapters.database import workers
-from app.adapters.database.capability import can_run
+from app.adapters.database.capability import claimable_by
 from app.adapters.database.engine import Transaction
 from app.adapters.database.job_rows import COLUMNS, change, fetch, from_now, owned, seconds
 from app.adapters.database.notifications import announcement
@@ -34,7 +33,7 @@ def claim_next(
     """
     following = (
         select(jobs.c.id)
-        .where(jobs.c.state == State.QUEUED, _can_run(transaction, slot))
+        .where(jobs.c.state == State.QUEUED, claimable_by(transaction, slot))
         .order_by(jobs.c.priority.desc(), jobs.c.id)
         .limit(1)
         .with_for_update(skip_locked=True)
@@ -60,13 +59,18 @@ def claim_next(
     )
 
 
-def _can_run(transaction: Transaction, slot: Slot | None) -> ColumnElement[bool]:
-    """Return the condition that the slot may claim a job."""
-    if slot is None:
-        return true()
-    # Only a GPU asks which devices the other workers have.
-    registered = () if slot.device.kind == "cpu" else workers.live_devices(transaction)
-    return can_run(slot.device, registered)
+def has_waiting(transaction: Transaction, slot: Slot | None, seconds: float) -> bool:
+    """Return whether a job that the slot could run has been queued for this many seconds."""
+    query = (
+        select(jobs.c.id)
+        .where(
+            jobs.c.state == State.QUEUED,
+            jobs.c.queued_at <= func.now() - timedelta(seconds=seconds),
+            claimable_by(transaction, slot),
+        )
+        .limit(1)
+    )
+    return transaction.scalar(query) is not None
 
 
 def renew(transaction: Transaction, lease: Lease, lease_seconds: float) -> State | None:

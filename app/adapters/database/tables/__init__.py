@@ -3,6 +3,7 @@
 from app.adapters.database.tables.audit import audit
 from app.adapters.database.tables.base import metadata
 from app.adapters.database.tables.deployment import deployment, orphans
+from app.adapters.database.tables.generations import generations
 from app.adapters.database.tables.jobs import (
     artifacts,
     events,
@@ -27,6 +28,7 @@ __all__ = [
     "audit",
     "deployment",
     "events",
+    "generations",
     "hand_offs",
     "idempotency_keys",
     "jobs",

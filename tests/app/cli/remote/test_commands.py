@@ -7,6 +7,7 @@ import os
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,15 +16,18 @@ import pytest
 import structlog
 from typer.testing import CliRunner, Result
 
+from app.cli.exit_codes import ExitCode
 from app.cli.main import app
+from app.domain.generation import PlaygroundModel
 from app.domain.lifecycle import State
 from app.domain.principal import OPERATOR, Scope
-from app.services import claims, jobs
+from app.services import claims, generation_claims, jobs
 from app.services.resources import Resources
 from app.settings import Settings
 from tests.app.api.serving import serving
 from tests.app.builders import in_state, key_of
 from tests.app.fleets import CPU, enqueue, gpu, register, slots
+from tests.app.generating import answer, claimed
 from tests.workers.test_worker import tiny_model, worker
 
 pytestmark = [pytest.mark.postgres, pytest.mark.broker]
@@ -347,3 +351,26 @@ def test_a_local_model_is_uploaded_compressed_and_downloaded(
     assert "[compress]" in ended.stderr
     assert jobs.get_job(resources, OPERATOR, job["id"]).model.source == "upload"
     assert command("verify", tmp_path / "out").exit_code == 0
+
+
+def test_a_prompt_prints_both_answers(run: Run, resources: Resources) -> None:
+    job = in_state(resources, State.SUCCEEDED)
+
+    def work() -> None:
+        while not generation_claims.has_queued(resources):
+            time.sleep(0.02)
+        claim = claimed(resources).generation.claim
+        for model in PlaygroundModel:
+            generation_claims.add_answer(resources, claim, answer(model, f"by {model}"))
+        generation_claims.succeed(resources, claim)
+
+    worker_thread = threading.Thread(target=work)
+    worker_thread.start()
+    done = run("prompt", job.id, "Once upon a time", "--max-new-tokens", 8)
+    worker_thread.join()
+    assert done.exit_code == 0, done.output
+    assert done.stdout == "by dense\nby compressed\n"
+    assert "compressed (8 tokens, cut off, 16.0 tok/s, loaded in 1.5 s):" in done.stderr
+    beyond = run("prompt", job.id, "x", "--max-new-tokens", 9999)
+    assert beyond.exit_code == ExitCode.BAD_INPUT
+    assert "/max_new_tokens" in beyond.stderr

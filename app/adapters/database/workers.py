@@ -19,6 +19,9 @@ from app.domain.worker import Device, Registration, RunningJob, Worker
 
 _LIVE = workers.c.expires_at > func.now()
 _DEVICES = select(workers.c.devices).where(_LIVE)
+# A third of the time for which a heartbeat counts: two of them are missing.
+_SILENT = func.now() > workers.c.seen_at + (workers.c.expires_at - workers.c.seen_at) / 3.0
+_LISTED = (*workers.c, _SILENT.label("silent"))
 _NO_JOBS = {"jobs"}
 """Fields of a device that its worker does not register."""
 
@@ -67,7 +70,8 @@ def live_devices(transaction: Transaction) -> tuple[Device, ...]:
 
 def live(transaction: Transaction, project_id: str) -> tuple[Worker, ...]:
     """Return the live workers with their running jobs; those of other projects without details."""
-    rows = transaction.execute(select(workers).where(_LIVE).order_by(workers.c.started_at)).all()
+    query = select(*_LISTED).where(_LIVE).order_by(workers.c.started_at)
+    rows = transaction.execute(query).all()
     running = _running(transaction, project_id)
     return tuple(_worker(row, running) for row in rows)
 

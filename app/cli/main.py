@@ -34,6 +34,7 @@ class _Commands(LazyGroup):
         "validate": _submission,
         "show": _jobs,
         "watch": _jobs,
+        "logs": _jobs,
         "cancel": _jobs,
         "pause": _jobs,
         "resume": _jobs,

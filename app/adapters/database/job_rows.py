@@ -44,7 +44,7 @@ def fetch(
 ) -> list[JobRecord]:
     """Return the jobs of a statement that selects or returns `COLUMNS`."""
     records = [_record(row) for row in transaction.execute(statement, values).all()]
-    return _with_queue(transaction, records)
+    return _with_reasons(transaction, records)
 
 
 def fetch_one(
@@ -52,7 +52,7 @@ def fetch_one(
 ) -> JobRecord | None:
     """Return the only job of a statement, or None without one."""
     row = transaction.execute(statement, values).one_or_none()
-    return None if row is None else _with_queue(transaction, [_record(row)])[0]
+    return None if row is None else _with_reasons(transaction, [_record(row)])[0]
 
 
 def change(transaction: Transaction, guard: ColumnElement[bool], **values: Any) -> JobRecord | None:
@@ -129,23 +129,23 @@ def _record(row: Row[Any]) -> JobRecord:
     return JobRecord.model_validate(values | {"urls": JobUrls.of(values["id"])})
 
 
-def _with_queue(transaction: Transaction, records: list[JobRecord]) -> list[JobRecord]:
-    """Return the jobs, the queued ones with their place in the queue and why they wait.
+def _with_reasons(transaction: Transaction, records: list[JobRecord]) -> list[JobRecord]:
+    """Return the jobs, the queued ones with the reason why no registered worker can run them.
 
-    Both are computed from the queue and the live registrations at every reading, and stored nowhere.
+    The reason is computed from the live registrations at every reading and stored nowhere, as is
+    the place in the queue.
     """
-    queued = [record for record in records if record.state is State.QUEUED]
-    if not queued:
+    if not any(record.state is State.QUEUED for record in records):
         return records
+    places = positions(transaction, records)
     devices = workers.live_devices(transaction)
-    places = positions(transaction, [(record.priority, record.id) for record in queued])
     return [
         record.model_copy(
             update={
+                "queue_position": places.get(record.id),
                 "waiting": waiting_reason(
                     Requirement.of(record.compression, record.gpu_bytes), devices
-                ),
-                "queue_position": places.get(record.id),
+                )
             }
         )
         if record.state is State.QUEUED

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 
 from sqlalchemy import SmallInteger, Text, and_, bindparam, func, or_, select
 
 from app.adapters.database.engine import Transaction
 from app.adapters.database.tables import jobs
+from app.domain.job import Job
 from app.domain.lifecycle import State
 
 _LEAST = bindparam("least_priority", type_=SmallInteger)
@@ -29,19 +30,18 @@ _PLACES = select(_IN_LINE.c.id, _IN_LINE.c.place).where(
 )
 
 
-def positions(transaction: Transaction, queued: Sequence[tuple[int, str]]) -> dict[str, int]:
-    """Return the places of jobs in the queue, from 1; those that have left it are missing.
+def positions(transaction: Transaction, records: Iterable[Job]) -> dict[str, int]:
+    """Return the places of the queued ones among the jobs, from 1, by id.
 
-    Jobs of all projects count, whichever device they need: only their number is revealed.
-
-    Args:
-        transaction: the transaction of the reading.
-        queued: priority and id of the jobs, one at least.
+    Queued jobs of all projects count, whichever device they need: only their number is revealed.
     """
-    least_priority, last_id = max(queued, key=lambda job: (-job[0], job[1]))
+    queued = [record for record in records if record.state is State.QUEUED]
+    if not queued:
+        return {}
+    last = max(queued, key=lambda job: (-job.priority, job.id))
     values = {
-        "least_priority": least_priority,
-        "last_id": last_id,
-        "job_ids": [job_id for _, job_id in queued],
+        "least_priority": last.priority,
+        "last_id": last.id,
+        "job_ids": [job.id for job in queued],
     }
     return {row.id: row.place for row in transaction.execute(_PLACES, values)}

@@ -136,7 +136,7 @@ def test_a_job_is_polled_where_streams_are_blocked(
     job = queued(resources)
     with serving(settings) as (url, _):
         page = browser.new_page()
-        page.route("**/events/stream", lambda route: route.abort())
+        page.route("**/events/stream*", lambda route: route.abort())
         page.goto(f"{url}/#/jobs/{job.id}")
         expect(page.locator("h1 .state.queued")).to_be_visible()
         jobs.cancel_job(resources, OPERATOR, job.id)

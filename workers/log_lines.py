@@ -22,7 +22,13 @@ _COMMON = frozenset({"event", "level", "timestamp", "module", "process", "trace_
 _COLOURS = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
 """Characters that a terminal would obey, or that the database cannot store."""
-_LEVELS = {"warn": LogLevel.WARNING, "exception": LogLevel.ERROR, "fatal": LogLevel.CRITICAL}
+_LEVELS = {level.value: level for level in LogLevel} | {
+    "warn": LogLevel.WARNING,
+    "exception": LogLevel.ERROR,
+    "fatal": LogLevel.CRITICAL,
+}
+_YEARS = range(2000, 2200)
+"""Years of a timestamp that is believed."""
 
 
 def log_line(
@@ -42,7 +48,7 @@ def log_line(
     }
     return NewLogLine(
         time=_time(entry.get("timestamp")),
-        level=_level(entry["level"]),
+        level=_LEVELS.get(str(entry["level"]).lower(), LogLevel.INFO),
         event=" ".join(_text(str(entry["event"]), redaction).split("\n")),
         fields=fields,
     )
@@ -75,17 +81,12 @@ def _nested(value: list[Any] | dict[str, Any]) -> str:
         return "[nested too deeply]"
 
 
-def _level(name: Any) -> LogLevel:
-    lower = str(name).lower()
-    if lower in _LEVELS:
-        return _LEVELS[lower]
-    return LogLevel(lower) if lower in LogLevel else LogLevel.INFO
-
-
 def _time(text: Any) -> datetime:
-    """Return the time of an ISO 8601 text, or now if it is none."""
+    """Return the time of an ISO 8601 text, or now if it is none or far away."""
     try:
         moment = datetime.fromisoformat(str(text))
     except ValueError:
+        return datetime.now(UTC)
+    if moment.year not in _YEARS:
         return datetime.now(UTC)
     return moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)

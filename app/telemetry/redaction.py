@@ -15,7 +15,10 @@ _OMITTED = "…"
 _SECRETS: tuple[tuple[re.Pattern[str], str], ...] = (
     # Keys of this service, of its webhooks and of the model hub, and of object stores.
     (re.compile(r"\b(?:isk|whsec|hf)_[\w+/=-]{6,}|\bAKIA[0-9A-Z]{12,}"), HIDDEN),
-    (re.compile(r"(?i)\b(bearer|basic)\s+[\w.~+/=-]{6,}"), rf"\1 {HIDDEN}"),
+    (
+        re.compile(r"(?i)\b(bearer|authorization\W{1,4}basic)\s+[\w.~+/=-]{6,}"),
+        rf"\1 {HIDDEN}",
+    ),
     (re.compile(r"(?<=://)[^\s/@\"'<>]+@"), f"{HIDDEN}@"),
     (
         re.compile(

@@ -98,7 +98,7 @@ def manage(page: Page, url: str, take: Take, directory: Path) -> None:
     page.reload()
     page.get_by_role("cell", name="nightly", exact=True).wait_for()
     take(page, "keys")
-    for view in ("models", "webhooks", "audit", "sweeps", "jobs"):
+    for view in ("models", "workers", "webhooks", "audit", "sweeps", "jobs"):
         page.goto(f"{url}/#/{view}")
         page.locator("h1").wait_for()
         page.wait_for_timeout(1000)

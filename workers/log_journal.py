@@ -6,7 +6,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping
-from os import environ
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from app.services.resources import Resources
 from app.settings import Settings
 from app.telemetry import get_logger
 from app.telemetry.redaction import Redaction
-from workers.child_process import ChildProcess
+from workers.child_process import ChildProcess, environment
 from workers.log_lines import log_line
 
 _SECONDS_BETWEEN_WRITES = 1.0
@@ -35,7 +34,7 @@ class LogJournal:
     def __init__(self, resources: Resources, job: JobRecord) -> None:
         self._resources = resources
         self._job = job
-        self._redaction = log_redaction(resources.settings, environ)
+        self._redaction = log_redaction(resources.settings, environment(None))
         self._pending: list[NewLogLine] = []
         self._written = 0.0
 
@@ -68,16 +67,16 @@ class LogJournal:
         return log_line(entry, self._redaction, omitted=context.keys())
 
 
-def log_redaction(settings: Settings, environment: Mapping[str, str]) -> Redaction:
+def log_redaction(settings: Settings, variables: Mapping[str, str]) -> Redaction:
     """Return the redaction of stored lines: our secrets, those that the child inherits, our paths.
 
     Args:
         settings: settings of the worker.
-        environment: environment variables that the engine process may print.
+        variables: environment variables of the engine process, which it may print.
     """
     inherited = (
         value
-        for name, value in environment.items()
+        for name, value in variables.items()
         if any(part in name.upper() for part in _SECRET_NAMES)
         and len(value) >= _LEAST_SECRET_CHARACTERS
     )
@@ -85,7 +84,7 @@ def log_redaction(settings: Settings, environment: Mapping[str, str]) -> Redacti
         *settings.model_roots,
         *settings.data_roots,
         settings.data_dir.absolute(),
-        Path(environment.get("HOME", "")),
+        Path(variables.get("HOME", "")),
         Path(tempfile.gettempdir()),
         Path(sys.prefix),
     )

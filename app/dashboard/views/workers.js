@@ -8,7 +8,7 @@ import { Table } from "../components/table.js";
 import { ago, bytes, percent } from "../format.js";
 import { useLoaded } from "../hooks.js";
 import { stageName, stateName } from "../words.js";
-import { Health, hostOf } from "./workers/health.js";
+import { Health, hostOf } from "../components/workers.js";
 
 const SECONDS = 5;
 const COLUMNS = ["Device", "Memory\u00a0", "Number formats", "Doing"];

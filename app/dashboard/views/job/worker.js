@@ -4,7 +4,7 @@
 import { html } from "../../vendor/htm-preact.js";
 import { Card, Facts } from "../../components/basics.js";
 import { bytes } from "../../format.js";
-import { Health, hostOf } from "../workers/health.js";
+import { Health, hostOf } from "../../components/workers.js";
 
 /** Worker and device that run a job; null if none is known to. @param {any} job @param {any[]} fleet */
 export function placeOf(job, fleet) {

@@ -1,8 +1,8 @@
 // @ts-check
 /** Names and health of workers. */
 
-import { html } from "../../vendor/htm-preact.js";
-import { roughly } from "../../format.js";
+import { html } from "../vendor/htm-preact.js";
+import { roughly } from "../format.js";
 
 /** Host of a worker, whose id is the host, its process and a random part. @param {any} worker */
 export const hostOf = (worker) => worker.id.split(":").slice(0, -2).join(":") || worker.id;

@@ -34,8 +34,8 @@ from workers.messages import (
 from workers.telemetry import StageSpans
 
 _PR_SET_PDEATHSIG = 1
-_NUMBER = re.compile(r"\d+")
 _log = get_logger(__name__)
+_NUMBER = re.compile(r"\d+")
 
 
 class Child:

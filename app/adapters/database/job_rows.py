@@ -135,9 +135,9 @@ def _with_reasons(transaction: Transaction, records: list[JobRecord]) -> list[Jo
     The reason is computed from the live registrations at every reading and stored nowhere, as is
     the place in the queue.
     """
+    places = positions(transaction, records)
     if not any(record.state is State.QUEUED for record in records):
         return records
-    places = positions(transaction, records)
     devices = workers.live_devices(transaction)
     return [
         record.model_copy(

@@ -19,11 +19,11 @@ from app.domain.worker import Device, Registration, RunningJob, Worker
 
 _LIVE = workers.c.expires_at > func.now()
 _DEVICES = select(workers.c.devices).where(_LIVE)
+_NO_JOBS = {"jobs"}
+"""Fields of a device that its worker does not register."""
 # A third of the time for which a heartbeat counts: two of them are missing.
 _SILENT = func.now() > workers.c.seen_at + (workers.c.expires_at - workers.c.seen_at) / 3.0
 _LISTED = (*workers.c, _SILENT.label("silent"))
-_NO_JOBS = {"jobs"}
-"""Fields of a device that its worker does not register."""
 
 
 def register(transaction: Transaction, registration: Registration, expiry_seconds: float) -> bool:

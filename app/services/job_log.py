@@ -40,7 +40,5 @@ def list_lines(
     """
     with resources.database.transaction() as transaction:
         existing_job(transaction, principal, job_id)
-        lines = log_lines.following(
-            transaction, job_id, after=after, limit=limit + 1, level=level
-        )
+        lines = log_lines.following(transaction, job_id, after=after, limit=limit + 1, level=level)
     return LogLineList.of(lines, limit)

@@ -125,9 +125,7 @@ def test_logs_are_followed_over_the_failure_of_an_earlier_attempt(
     job = running(resources)
 
     def write(lease: Lease, *names: str) -> None:
-        lines = [
-            NewLogLine(time=job.created_at, level=LogLevel.INFO, event=name) for name in names
-        ]
+        lines = [NewLogLine(time=job.created_at, level=LogLevel.INFO, event=name) for name in names]
         job_log.record_lines(resources, lease, lines)
 
     write(job.lease, *map(str, range(1001)))

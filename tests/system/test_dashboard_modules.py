@@ -156,7 +156,11 @@ def test_the_log_has_events_and_lines_in_one_order(page: Page) -> None:
 
     def event(sequence: int, kind: str, **data: Any) -> dict[str, Any]:
         return {
-            "sequence": sequence, "type": kind, "created_at": moment, "attempt": 1, "data": data
+            "sequence": sequence,
+            "type": kind,
+            "created_at": moment,
+            "attempt": 1,
+            "data": data,
         }
 
     def line(sequence: int, name: str, level: str = "info", **fields: Any) -> dict[str, Any]:

@@ -47,7 +47,9 @@ def test_other_json_is_plain_text(tmp_path: Path) -> None:
 
 
 def test_entries_are_taken_once_and_the_newest_are_kept(tmp_path: Path) -> None:
-    stderr = b"".join(b'{"event": "%d", "level": "info", "job_id": "job_1"}\n' % n for n in range(250))
+    stderr = b"".join(
+        b'{"event": "%d", "level": "info", "job_id": "job_1"}\n' % n for n in range(250)
+    )
     log = ChildLog(io.BytesIO(stderr + b"plain\n"), tmp_path / "log", CONTEXT)
     log.close()
     dropped, *entries = log.take()

@@ -145,7 +145,7 @@ def _with_reasons(transaction: Transaction, records: list[JobRecord]) -> list[Jo
                 "queue_position": places.get(record.id),
                 "waiting": waiting_reason(
                     Requirement.of(record.compression, record.gpu_bytes), devices
-                )
+                ),
             }
         )
         if record.state is State.QUEUED

@@ -24,7 +24,7 @@ _IN_LINE = (
     .where(jobs.c.state == State.QUEUED, _UP_TO)
     .subquery()
 )
-# Built once: every reading of a queued job runs it. It reads the index `ix_jobs_next` up to the job.
+# Built once: every reading of a queued job runs it, over the index `ix_jobs_next` up to that job.
 _PLACES = select(_IN_LINE.c.id, _IN_LINE.c.place).where(
     _IN_LINE.c.id.in_(bindparam("job_ids", expanding=True))
 )

@@ -15,7 +15,7 @@ from app.domain.job_log import LogLevel, LogLineList, line_text
 from app.services.job_log import list_lines
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"], responses=problems(401, 403, 422, 503))
-_EXAMPLE = """2026-03-01T12:00:00.000Z INFO     attempt=1 step stage=calibrate message="reading text"
+_EXAMPLE = """2026-03-01T12:00:00.000Z INFO     attempt=1 step message="reading text"
 """
 _SHOWN: dict[int | str, dict[str, Any]] = {
     200: {"content": {PLAIN: {"schema": {"type": "string"}, "example": _EXAMPLE}}}

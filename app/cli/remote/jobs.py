@@ -100,9 +100,7 @@ def logs(
     follow: Annotated[
         bool, typer.Option("--follow", "-f", help="Continue with new lines until the job ends.")
     ] = False,
-    level: Annotated[
-        LogLevel, typer.Option(help="Least severe level to show.")
-    ] = LogLevel.DEBUG,
+    level: Annotated[LogLevel, typer.Option(help="Least severe level to show.")] = LogLevel.DEBUG,
     link: Link,
 ) -> None:
     """Show the log of the engine process of a job; `--json` prints one JSON object per line."""

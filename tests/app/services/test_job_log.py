@@ -124,6 +124,4 @@ def test_lines_of_other_projects_are_not_found(resources: Resources) -> None:
     job = running(resources)
     stranger = Principal(project_id="other", scopes=OPERATOR.scopes)
     with pytest.raises(JobNotFoundError):
-        job_log.list_lines(
-            resources, stranger, job.id, after=0, limit=1, level=LogLevel.DEBUG
-        )
+        job_log.list_lines(resources, stranger, job.id, after=0, limit=1, level=LogLevel.DEBUG)

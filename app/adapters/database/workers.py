@@ -21,8 +21,9 @@ _LIVE = workers.c.expires_at > func.now()
 _DEVICES = select(workers.c.devices).where(_LIVE)
 _NO_JOBS = {"jobs"}
 """Fields of a device that its worker does not register."""
-# A third of the time for which a heartbeat counts: two of them are missing.
-_SILENT = func.now() > workers.c.seen_at + (workers.c.expires_at - workers.c.seen_at) / 3.0
+# Half of what is left, so a third of the time for which a heartbeat counts: two are missing.
+_ELAPSED = func.now() - workers.c.seen_at
+_SILENT = _ELAPSED + _ELAPSED > workers.c.expires_at - func.now()
 _LISTED = (*workers.c, _SILENT.label("silent"))
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from hypothesis import given
+from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from app.domain.job_log import LogLevel, NewLogLine
@@ -30,6 +31,7 @@ def line(**entry: Any) -> NewLogLine:
     return log_line({"event": "e", "level": "info", **entry}, REDACTION)
 
 
+@hypothesis_settings(max_examples=50)
 @given(st.dictionaries(st.text(), VALUES, max_size=6), VALUES, VALUES, VALUES)
 def test_every_entry_becomes_a_line_that_can_be_stored(
     fields: dict[str, Any], event: Any, level: Any, timestamp: Any

@@ -5,7 +5,6 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Any
 
-import httpx
 import pytest
 from fastapi.testclient import TestClient
 
@@ -33,10 +32,9 @@ def job(resources: Resources) -> Job:
     return job
 
 
-def get(client: TestClient, job: Job, accept: str = "*/*", **query: Any) -> httpx.Response:
-    answer = client.get(f"/v1/jobs/{job.id}/logs", params=query, headers={"Accept": accept})
-    assert isinstance(answer, httpx.Response)
-    return answer
+def get(client: TestClient, job: Job, accept: str = "*/*", **query: Any) -> Any:
+    """Return the response of a request for the lines of a job."""
+    return client.get(f"/v1/jobs/{job.id}/logs", params=query, headers={"Accept": accept})
 
 
 def test_lines_are_json_unless_text_is_preferred(client: TestClient, job: Job) -> None:

@@ -318,7 +318,7 @@ class AsyncJobs:
                     backoff.reset()
                     if message is None:
                         return
-                    if isinstance(message, httpx.Response):
+                    if not isinstance(message, Event | JobLive | LogLine):
                         outcome = message
                         break
                     yield message

@@ -313,7 +313,7 @@ class Jobs:
                     backoff.reset()
                     if message is None:
                         return
-                    if isinstance(message, httpx.Response):
+                    if not isinstance(message, Event | JobLive | LogLine):
                         outcome = message
                         break
                     yield message

@@ -22,7 +22,7 @@ from app.settings import Settings
 from intraslice_core.config import CompressionConfig, CompressionSettings
 from tests.app.api.serving import serving
 from tests.app.builders import claim_job, in_state, queued, succeeded, weights_on_disk
-from tests.app.fleets import CPU, register
+from tests.app.fleets import CPU, register, with_long_leases
 from tests.browsing import CHROMIUM, chromium, opened
 from tests.workers.test_worker import tiny_model, worker
 
@@ -115,7 +115,7 @@ def test_late_presets_do_not_overwrite_the_form(browser: Browser, settings: Sett
 def check_running(page: Page, resources: Resources, job_id: str) -> None:
     """Run the job on a worker without process, and look for the worker and the log lines."""
     register(resources, "host-7:1:ab", CPU)
-    claimed = claim_job(resources, job_id, "host-7:1:ab")
+    claimed = claim_job(with_long_leases(resources), job_id, "host-7:1:ab")
     now = datetime.now(UTC)
     lines = [
         NewLogLine(time=now, level=LogLevel.INFO, event="step", fields={"message": "reading"}),

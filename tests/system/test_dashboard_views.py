@@ -18,7 +18,7 @@ from app.services.resources import Resources
 from app.settings import Settings
 from tests.app.api.serving import serving
 from tests.app.builders import claim_job, in_state, key_of, queued
-from tests.app.fleets import CPU, gpu, register
+from tests.app.fleets import CPU, gpu, register, with_long_leases
 from tests.browsing import CHROMIUM, chromium, opened
 
 browser = chromium
@@ -197,7 +197,8 @@ def test_every_view_fits_and_is_accessible_without_errors(
     others = (State.FAILED, State.CANCELLED, State.PAUSED)
     ended = (in_state(resources, state).id for state in others)
     register(resources, "host:1:ab", CPU, gpu(24))
-    busy = claim_job(resources, queued(resources, priority=9).id, "host:1:ab")
+    patient = with_long_leases(resources)
+    busy = claim_job(patient, queued(resources, priority=9).id, "host:1:ab")
     line = NewLogLine(time=busy.created_at, level=LogLevel.WARNING, event="slow disk")
     job_log.record_lines(resources, busy.lease, [line])
     jobs_of_all_states = (f"jobs/{job}" for job in (first, waiting, busy.id, *ended))

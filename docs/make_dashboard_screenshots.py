@@ -111,7 +111,12 @@ def manage(page: Page, url: str, take: Take, directory: Path) -> None:
     page.reload()
     page.get_by_role("cell", name="nightly", exact=True).wait_for()
     take(page, "keys")
-    visit(page, url, take, {view: view for view in ("models", "webhooks", "audit", "sweeps")})
+    visit(
+        page,
+        url,
+        take,
+        {view: view for view in ("models", "workers", "webhooks", "audit", "sweeps")},
+    )
     visit(page, url, take, {"jobs": "jobs"})
 
 

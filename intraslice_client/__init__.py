@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from app.domain.events import Event, JobLive
     from app.domain.generation import Answer, Generation
     from app.domain.job import Job
+    from app.domain.job_log import LogLevel, LogLine
     from app.domain.lifecycle import State
     from app.domain.model_source import ModelSource
     from app.domain.principal import Scope
@@ -78,6 +79,10 @@ NAMES_BY_MODULE = {
         "Generation",
     ),
     "app.domain.job": ("Job",),
+    "app.domain.job_log": (
+        "LogLevel",
+        "LogLine",
+    ),
     "app.domain.lifecycle": ("State",),
     "app.domain.model_source": ("ModelSource",),
     "app.domain.principal": ("Scope",),
@@ -154,6 +159,8 @@ __all__ = [
     "JobFailedError",
     "JobLive",
     "JobNotDoneError",
+    "LogLevel",
+    "LogLine",
     "ModelSource",
     "NotFoundError",
     "RateLimitedError",

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import re
 import signal
 import sys
 import threading
@@ -34,6 +35,7 @@ from workers.telemetry import StageSpans
 
 _PR_SET_PDEATHSIG = 1
 _log = get_logger(__name__)
+_NUMBER = re.compile(r"\d+")
 
 
 class Child:
@@ -45,6 +47,7 @@ class Child:
         self._stop = threading.Event()
         self._stage: Stage | None = None
         self._spans = StageSpans()
+        self._steps: set[tuple[Stage, str]] = set()
 
     def request_stop(self, _number: int, _frame: FrameType | None) -> None:
         self._stop.set()
@@ -103,7 +106,20 @@ class Child:
     def _on_progress(self, event: ProgressEvent) -> None:
         self._stage = event.stage
         self._spans.enter(event.stage)
+        self._log_progress(event)
         self._send(ProgressMessage(event=event))
+
+    def _log_progress(self, event: ProgressEvent) -> None:
+        """Log every finished layer and the first time of every step; its progress is not logged."""
+        if event.finished is not None:
+            shape = event.finished.model_dump(exclude_none=True)
+            _log.info("layer_finished", stage=event.stage.value, layers=event.layers, **shape)
+            return
+        # A sub-step follows a colon, and steps of different layers differ in their numbers.
+        step = (event.stage, _NUMBER.sub("", event.message.partition(": ")[0]))
+        if step not in self._steps:
+            self._steps.add(step)
+            _log.info("step", stage=event.stage.value, message=event.message)
 
     def _on_layer_saved(self, name: str) -> None:
         self._send(LayerSavedMessage(name=name))

@@ -8,9 +8,9 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from pydantic import ValidationError
 
@@ -88,6 +88,15 @@ class ChildProcess:
             os.killpg(self._process.pid, signal.SIGKILL)
         except ProcessLookupError:
             _log.debug("child_already_gone", pid=self._process.pid)
+
+    @property
+    def context(self) -> Mapping[str, str]:
+        """Fields that every log entry of the process has."""
+        return self._log.context
+
+    def take_log(self) -> list[dict[str, Any]]:
+        """Return the log entries since the last call, those of plain lines included."""
+        return self._log.take()
 
     def last_line(self) -> str:
         """Return the end of the last plain line on stderr."""

@@ -30,6 +30,7 @@ from workers.child_process import ChildProcess
 from workers.devices import place
 from workers.layer_mirror import LayerMirror
 from workers.lease_renewal import LeaseRenewal
+from workers.log_journal import LogJournal
 from workers.messages import (
     ChildMessage,
     ChildRequest,
@@ -124,6 +125,7 @@ class Attempt:
         self._lease_renewal = LeaseRenewal(resources, job.lease)
         self._directory = work_directory(resources, job.id, job.fencing_token)
         self._journal = ProgressJournal(resources, job)
+        self._log_journal = LogJournal(resources, job)
         self._mirror = LayerMirror(resources, job, layers_directory(resources, job.id))
 
     def run(self) -> JobRecord:
@@ -236,12 +238,15 @@ class Attempt:
             return self._relay_messages(child)
         finally:
             child.kill()
+            # Before the outcome is recorded, which ends the lease and the job's event stream.
+            self._log_journal.write(child, last=True)
 
     def _relay_messages(self, child: ChildProcess) -> FinishedMessage | JobError:
         """Handle messages until the child finishes, fails, exits or is stopped."""
         deadline: float | None = None
         while not child.ended:
             outcome = self._handle(child.next_message(_POLL_SECONDS))
+            self._log_journal.write(child)
             if outcome is not None:
                 return outcome
             if self._lease_renewal.lost:

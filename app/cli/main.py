@@ -42,6 +42,7 @@ class _Commands(LazyGroup):
         "delete": _jobs,
         "download": _jobs,
         "list": _jobs,
+        "logs": _jobs,
         "compare": _jobs,
         "prompt": LazyCommand("app.cli.remote.prompt"),
         "sweeps": LazyCommand("app.cli.remote.sweeps"),

@@ -95,6 +95,25 @@ export function requestedAmount(compression) {
   return `to ${bytes(size)}`;
 }
 
+/** @type {Record<string, (waiting: any) => string>} why a queued job waits although it may be its turn */
+const WAITING_WORDS = {
+  no_worker: () => "No worker is running: the job starts once one does.",
+  no_gpu: () => "The job asks for a GPU, and no worker has one. It starts once such a worker does, or cancel it and choose another device.",
+  gpu_dtype: () => "No worker has a GPU that computes in the number format of this job. It starts once such a worker does, or cancel it and choose “auto” as compute type.",
+  gpu_memory: (waiting) => `The job needs a GPU with ${bytes(waiting.gpu_bytes)} of memory, and no worker has one. It starts once such a worker does.`,
+  host_memory: (waiting) => `The job needs ${bytes(waiting.host_bytes)} of memory, and no worker has that much. It starts once such a worker does.`,
+};
+
+/** @param {{ code: string, message: string }} waiting */
+export const waitingText = (waiting) => WAITING_WORDS[waiting.code]?.(waiting) || sentence(waiting.message.replace(/^waiting: /, ""));
+
+/** @type {Record<string, (fields: any) => string>} events of the engine's log */
+export const LOG_WORDS = {
+  child_started: () => "engine process started",
+  engine_crashed: () => "the engine crashed",
+  lines_dropped: (fields) => `${fields.lines} lines were left out`,
+};
+
 /** @type {Record<string, string>} warnings of `jobs:validate` by code; others are shown as they are */
 const WARNING_WORDS = {
   evaluation_of_same_kind: "All evaluation texts are also used for calibration. Scores will look better than real use: add an unseen text under Evaluation.",

@@ -187,6 +187,11 @@ class Job(Resource):
         default=None,
         description="Reason why no registered worker can run the queued job; null while one can.",
     )
+    queue_position: int | None = Field(
+        default=None,
+        description="Place of a queued job among all queued jobs of the deployment: 1 is claimed "
+        "next. The highest priority comes first, among equals the oldest job.",
+    )
     urls: JobUrls
 
     @property

@@ -16,13 +16,15 @@ from fastapi.testclient import TestClient
 from app.adapters.webhook_signing import WebhookSecrets, signed_headers
 from app.domain.events import Event, JobLive
 from app.domain.generation import PlaygroundModel
+from app.domain.job import JobError, Lease
+from app.domain.job_log import LogLevel, NewLogLine
 from app.domain.lifecycle import State
 from app.domain.model_source import ModelSource
 from app.domain.principal import OPERATOR
 from app.domain.sweep import SweepState
 from app.domain.upload import UploadKind
 from app.embedded.seaweed import EmbeddedS3
-from app.services import claims, generation_claims, jobs
+from app.services import claims, generation_claims, job_log, jobs
 from app.services.resources import Resources, open_resources
 from app.settings import Settings
 from intraslice_client import (
@@ -38,7 +40,14 @@ from intraslice_client import (
     verify_webhook,
 )
 from tests.app.api.serving import serving
-from tests.app.builders import in_state, queued, succeeded, weights_on_disk
+from tests.app.builders import (
+    claim_job,
+    in_state,
+    queued,
+    running,
+    succeeded,
+    weights_on_disk,
+)
 from tests.app.generating import answer, claimed
 
 pytestmark = [pytest.mark.postgres, pytest.mark.broker]
@@ -135,6 +144,30 @@ def test_watch_resumes_after_a_restart_of_the_service(
         rest = [message for message in watch if isinstance(message, Event)]
         assert [(event.sequence, event.type) for event in rest] == [(3, "succeeded")]
         assert list(service.jobs.watch(job.id, after=3)) == []
+
+
+def test_logs_are_followed_over_the_failure_of_an_earlier_attempt(
+    settings: Settings, resources: Resources
+) -> None:
+    job = running(resources)
+
+    def write(lease: Lease, *names: str) -> None:
+        lines = [NewLogLine(time=job.created_at, level=LogLevel.INFO, event=name) for name in names]
+        job_log.record_lines(resources, lease, lines)
+
+    write(job.lease, *map(str, range(1001)))
+    with serving(settings) as (url, _), Client(url) as service:
+        assert len(list(service.jobs.logs(job.id))) == 1001
+        assert list(service.jobs.logs(job.id, level=LogLevel.ERROR)) == []
+        lines = service.jobs.logs(job.id, after=1000, follow=True)
+        assert [next(lines).event for _ in range(3)] == ["998", "999", "1000"]
+        claims.fail_job(resources, job.lease, JobError(code="numerical", message="NaN"))
+        jobs.retry_job(resources, OPERATOR, job.id)
+        again = claim_job(resources, job.id)
+        write(again.lease, "again")
+        assert next(lines).event == "again"
+        succeeded(resources, again)
+        assert list(lines) == []
 
 
 def test_watch_ignores_heartbeats(settings: Settings, resources: Resources) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from datetime import UTC, datetime
 from pathlib import Path
 
 import httpx
@@ -10,17 +11,19 @@ import pytest
 from playwright.sync_api import Browser, Page, Route, expect
 
 from app.domain.generation import GenerationError, PlaygroundModel
+from app.domain.job_log import LogLevel, NewLogLine
 from app.domain.lifecycle import State
 from app.domain.model_source import ModelSource
 from app.domain.principal import OPERATOR
 from app.domain.sweep import SweepRequest
 from app.embedded.seaweed import EmbeddedS3
-from app.services import generation_claims, jobs, sweeps
+from app.services import generation_claims, job_log, jobs, sweeps
 from app.services.resources import Resources
 from app.settings import Settings
 from intraslice_core.config import CompressionConfig, CompressionSettings
 from tests.app.api.serving import serving
 from tests.app.builders import claim_job, in_state, queued, succeeded, weights_on_disk
+from tests.app.fleets import CPU, register, with_long_leases
 from tests.app.generating import answer, claimed
 from tests.browsing import CHROMIUM, chromium, opened
 from tests.workers.test_worker import tiny_model, worker
@@ -112,6 +115,29 @@ def test_late_presets_do_not_overwrite_the_form(browser: Browser, settings: Sett
         page.close()
 
 
+def check_running(page: Page, resources: Resources, job_id: str) -> None:
+    """Run the job on a worker without process, and look for the worker and the log lines."""
+    register(resources, "host-7:1:ab", CPU)
+    claimed = claim_job(with_long_leases(resources), job_id, "host-7:1:ab")
+    now = datetime.now(UTC)
+    lines = [
+        NewLogLine(time=now, level=LogLevel.INFO, event="step", fields={"message": "reading"}),
+        NewLogLine(time=now, level=LogLevel.WARNING, event="slow disk"),
+    ]
+    job_log.record_lines(resources, claimed.lease, lines)
+    panel = page.get_by_role("log")
+    expect(panel.get_by_text("slow disk")).to_be_visible()
+    expect(panel.get_by_text("reading")).to_be_visible()
+    page.get_by_label("Level", exact=True).select_option("Warnings and errors")
+    expect(panel.get_by_text("reading")).to_have_count(0)
+    page.get_by_text(re.compile(r"^Log \d")).click()
+    expect(panel).to_be_hidden()
+    page.get_by_role("link", name="host-7").click()
+    worker = page.get_by_role("region", name="Worker host-7")
+    expect(worker.get_by_text("Healthy")).to_be_visible()
+    expect(worker.get_by_role("link", name=job_id)).to_be_visible()
+
+
 def test_a_job_is_cancelled_and_retried(
     browser: Browser, settings: Settings, resources: Resources
 ) -> None:
@@ -122,6 +148,9 @@ def test_a_job_is_cancelled_and_retried(
         expect(page.locator("h1 .state.cancelled")).to_be_visible()
         page.get_by_role("button", name="Retry").click()
         expect(page.locator("h1 .state.queued")).to_be_visible()
+        expect(page.get_by_text("Queued: 1st in line.")).to_be_visible()
+        expect(page.get_by_text("No worker is running: the job starts")).to_be_visible()
+        check_running(page, resources, job.id)
         assert log.errors == []
         page.close()
 

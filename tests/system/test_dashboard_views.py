@@ -10,13 +10,15 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page, expect
 
+from app.domain.job_log import LogLevel, NewLogLine
 from app.domain.lifecycle import State
 from app.domain.principal import OPERATOR, Scope
-from app.services import jobs
+from app.services import job_log, jobs
 from app.services.resources import Resources
 from app.settings import Settings
 from tests.app.api.serving import serving
-from tests.app.builders import in_state, key_of, queued
+from tests.app.builders import claim_job, in_state, key_of, queued
+from tests.app.fleets import CPU, gpu, register, with_long_leases
 from tests.browsing import CHROMIUM, chromium, opened
 
 browser = chromium
@@ -27,7 +29,7 @@ LINE = 24
 """Height of a line in pixels, with its distance from the next."""
 COLOURS: tuple[Literal["light", "dark"], ...] = ("light", "dark")
 VIEWS = (
-    *("jobs", "new", "new?sweep", "sweeps", "compare", "models", "datasets"),
+    *("jobs", "new", "new?sweep", "sweeps", "compare", "models", "datasets", "workers"),
     *("keys", "webhooks", "audit", "jobs/job_missing", "sweeps/sweep_missing", "nowhere"),
 )
 
@@ -138,7 +140,7 @@ def test_a_job_is_polled_where_streams_are_blocked(
     job = queued(resources)
     with serving(settings) as (url, _):
         page = browser.new_page()
-        page.route("**/events/stream", lambda route: route.abort())
+        page.route("**/events/stream*", lambda route: route.abort())
         page.goto(f"{url}/#/jobs/{job.id}")
         expect(page.locator("h1 .state.queued")).to_be_visible()
         jobs.cancel_job(resources, OPERATOR, job.id)
@@ -193,9 +195,14 @@ def test_every_view_fits_and_is_accessible_without_errors(
 ) -> None:
     first, second = (in_state(resources, State.SUCCEEDED).id for _ in range(2))
     waiting = queued(resources).id
-    others = (State.RUNNING, State.FAILED, State.CANCELLED, State.PAUSED)
+    others = (State.FAILED, State.CANCELLED, State.PAUSED)
     rest = (in_state(resources, state).id for state in others)
-    jobs_of_all_states = (f"jobs/{job}" for job in (first, waiting, *rest))
+    register(resources, "host:1:ab", CPU, gpu(24))
+    patient = with_long_leases(resources)
+    busy = claim_job(patient, queued(resources, priority=9).id, "host:1:ab")
+    line = NewLogLine(time=busy.created_at, level=LogLevel.WARNING, event="slow disk")
+    job_log.record_lines(resources, busy.lease, [line])
+    jobs_of_all_states = (f"jobs/{job}" for job in (first, waiting, busy.id, *rest))
     pairs = (f"compare?jobs={first},{second}", f"compare?jobs={first},{waiting}")
     with serving(settings) as (url, _):
         for view in (*VIEWS, *jobs_of_all_states, *pairs):

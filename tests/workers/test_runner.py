@@ -19,12 +19,13 @@ from app.adapters.database.migrate import upgrade
 from app.domain.artifact import job_prefix
 from app.domain.errors import StoreUnavailableError
 from app.domain.job import Job, Progress
+from app.domain.job_log import LogLevel
 from app.domain.lifecycle import State
 from app.domain.model_source import ModelSource
 from app.domain.principal import OPERATOR
 from app.domain.worker import GIB, Device, Slot
 from app.embedded.postgres import EmbeddedPostgres
-from app.services import claims, jobs, layer_files, publication
+from app.services import claims, job_log, jobs, layer_files, publication
 from app.services.resources import Resources, open_resources
 from app.settings import Settings
 from intraslice_core.config import CompressionConfig
@@ -133,6 +134,16 @@ def test_a_crashed_child_is_retried_up_to_the_last_attempt(
     assert job.error.retryable
     if behaviour == "crash":
         assert "exit code 7: Segmentation something" in job.error.message
+        lines = job_log.list_lines(
+            resources, OPERATOR, job.id, after=0, limit=100, level=LogLevel.INFO
+        ).data
+        assert [(line.attempt, line.event) for line in lines] == [
+            (attempt, event)
+            for attempt in range(1, 4)
+            for event in ("some output", "Segmentation something")
+        ]
+        end = jobs.list_events(resources, OPERATOR, job.id, after=0, limit=100).data[-1]
+        assert lines[-1].sequence < end.sequence, "the end of the job is the end of its stream"
     assert_nothing_is_left(resources, job)
 
 

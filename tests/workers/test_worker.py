@@ -125,7 +125,11 @@ def test_a_real_job_from_request_to_download(
     assert min(dense["load_seconds"], dense["tokens_per_second"], dense["new_tokens"]) > 0
     assert PROMPT not in log.read_text()
     events = client.get(job["urls"]["events"]).json()["data"]
-    assert [event["sequence"] for event in events] == list(range(1, len(events) + 1))
+    lines = client.get(f"{job['urls']['self']}/logs").json()["data"]
+    numbers = sorted(entry["sequence"] for entry in (*events, *lines))
+    assert numbers == list(range(1, len(events) + len(lines) + 1))
+    assert {"child_started", "step", "layer_finished"} <= {line["event"] for line in lines}
+    assert str(tmp_path) not in json.dumps(lines)
     assert (events[0]["type"], events[-1]["type"]) == ("queued", "succeeded")
     assert list((settings.data_dir / "work").glob("*/*")) == []
     speeds = json.loads((settings.data_dir / "stage-speeds.json").read_text())

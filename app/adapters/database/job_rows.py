@@ -9,6 +9,7 @@ from sqlalchemy import ColumnElement, Executable, Row, and_, func, update
 
 from app.adapters.database import workers
 from app.adapters.database.engine import Transaction
+from app.adapters.database.queue_positions import positions
 from app.adapters.database.tables import jobs
 from app.domain.job import JobRecord, JobUrls, Lease
 from app.domain.lifecycle import LEASED, TRANSITIONS, Action, State
@@ -131,17 +132,20 @@ def _record(row: Row[Any]) -> JobRecord:
 def _with_reasons(transaction: Transaction, records: list[JobRecord]) -> list[JobRecord]:
     """Return the jobs, the queued ones with the reason why no registered worker can run them.
 
-    The reason is computed from the live registrations at every reading and stored nowhere.
+    The reason is computed from the live registrations at every reading and stored nowhere, as is
+    the place in the queue.
     """
+    places = positions(transaction, records)
     if not any(record.state is State.QUEUED for record in records):
         return records
     devices = workers.live_devices(transaction)
     return [
         record.model_copy(
             update={
+                "queue_position": places.get(record.id),
                 "waiting": waiting_reason(
                     Requirement.of(record.compression, record.gpu_bytes), devices
-                )
+                ),
             }
         )
         if record.state is State.QUEUED

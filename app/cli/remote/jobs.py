@@ -11,7 +11,7 @@ import typer
 from app.cli.errors import reported_errors
 from app.cli.exit_codes import TABLE
 from app.cli.panels import ON_A_SERVICE
-from app.cli.remote.following import download_files, finish, follow
+from app.cli.remote.following import download_files, finish, follow, print_logs
 from app.cli.remote.link import Link, takes_service_options
 from app.cli.remote.requests import edited_labels, labels
 from app.cli.remote.tables import (
@@ -22,6 +22,7 @@ from app.cli.remote.tables import (
     print_state,
     print_table,
 )
+from app.domain.job_log import LogLevel
 from app.domain.lifecycle import State
 from intraslice_core.files import require_writable_directory
 
@@ -30,7 +31,8 @@ JobArgument = Annotated[str, typer.Argument(metavar="JOB", help="Id of the job."
 
 def register(app: typer.Typer) -> None:
     """Add the commands to the command line."""
-    for command in (show, watch, edit, cancel, pause, resume, retry, delete, download, compare):
+    commands = (show, watch, logs, edit, cancel, pause, resume, retry, delete, download, compare)
+    for command in commands:
         app.command(rich_help_panel=ON_A_SERVICE, epilog=TABLE)(command)
     app.command("list", rich_help_panel=ON_A_SERVICE, epilog=TABLE)(list_jobs)
 
@@ -117,6 +119,21 @@ def edit(
         return
     for key, value in sorted(edited.labels.items()):
         typer.echo(f"{key}={value}")
+
+
+def logs(
+    *,
+    job: JobArgument,
+    follow: Annotated[
+        bool, typer.Option("--follow", "-f", help="Continue with new lines until the job ends.")
+    ] = False,
+    level: Annotated[LogLevel, typer.Option(help="Least severe level to show.")] = LogLevel.DEBUG,
+    link: Link,
+) -> None:
+    """Show the log of the engine process of a job; `--json` prints one JSON object per line."""
+    with link.client(is_long=follow) as client:
+        lines = client.jobs.logs(job, level=level, follow=follow)
+        print_logs(lines, job, as_json=link.as_json)
 
 
 @takes_service_options

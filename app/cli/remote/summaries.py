@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from app.cli.remote.tables import print_table, requested_size
+from app.cli.remote.tables import ordinal, print_table, requested_size
 from intraslice_core.reports.quantities import (
     change,
     count,
@@ -110,6 +110,8 @@ def print_job(job: Job) -> None:
         fields.append(
             ("progress", f"{job.stage}: {job.progress.message} ({job.progress.fraction:.0%})")
         )
+    if job.queue_position is not None:
+        fields.append(("queue", f"{ordinal(job.queue_position)} in line"))
     if job.waiting is not None:
         fields.append(("waits", job.waiting.message.removeprefix("waiting: ")))
     if job.error is not None:

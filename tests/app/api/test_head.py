@@ -58,7 +58,7 @@ def urls(client: httpx.Client, resources: Resources) -> dict[str, str]:
     file = {"name": "a.txt", "bytes": 5, "sha256": "0" * 64}
     webhook = created("/v1/webhooks", url="http://127.0.0.1:9999/", events=["job.failed"])
     job = f"/v1/jobs/{first}"
-    parts = ("", "/events", "/events/stream", "/report", "/artifacts", "/hand-offs")
+    parts = ("", "/events", "/events/stream", "/logs", "/report", "/artifacts", "/hand-offs")
     return {f"/v1/jobs/{{job_id}}{part}": f"{job}{part}" for part in parts} | {
         "/dashboard/{name:path}": "/dashboard/main.js",
         "/docs/{name:path}": "/docs/reference.js",

@@ -43,6 +43,7 @@ def test_every_route_is_described_with_its_problem_responses() -> None:
         "/v1/jobs/{job_id}/cancel",
         "/v1/jobs/{job_id}/events",
         "/v1/jobs/{job_id}/events/stream",
+        "/v1/jobs/{job_id}/logs",
         "/v1/jobs/{job_id}/pause",
         "/v1/jobs/{job_id}/pin",
         "/v1/jobs/{job_id}/report",

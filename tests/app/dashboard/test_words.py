@@ -15,6 +15,7 @@ from app.domain.lifecycle import State
 from app.domain.model_source import ModelSource
 from app.domain.service import HandOffTarget
 from app.domain.upload import UploadState
+from app.domain.worker import WaitingCode
 from app.services import claims
 from intraslice_core.config import (
     Allocation,
@@ -79,6 +80,7 @@ def test_every_failure_of_a_job_has_words() -> None:
     ("table", "values"),
     [
         ("STAGES", {*Stage}),
+        ("WAITING_WORDS", {*WaitingCode}),
         ("STATE_NAMES", {*State, *UploadState}),
         ("SOURCES", {*get_args(ModelSource.model_fields["source"].annotation)}),
         ("TARGET_NAMES", {*get_args(Target)}),

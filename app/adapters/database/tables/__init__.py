@@ -14,6 +14,7 @@ from app.adapters.database.tables.jobs import (
     turns,
 )
 from app.adapters.database.tables.keys import api_keys
+from app.adapters.database.tables.log_lines import log_lines
 from app.adapters.database.tables.rates import rates
 from app.adapters.database.tables.registry_hand_offs import hand_offs
 from app.adapters.database.tables.schema_window import schema_window
@@ -33,6 +34,7 @@ __all__ = [
     "idempotency_keys",
     "jobs",
     "layer_files",
+    "log_lines",
     "metadata",
     "orphans",
     "outbox",

@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -18,14 +19,18 @@ from typer.testing import CliRunner, Result
 
 from app.cli.exit_codes import ExitCode
 from app.cli.main import app
+from app.cli.remote.following import waiting_sentence
+from app.domain.events import JobLive
 from app.domain.generation import PlaygroundModel
+from app.domain.job import JobError
+from app.domain.job_log import LogLevel, NewLogLine
 from app.domain.lifecycle import State
 from app.domain.principal import OPERATOR, Scope
-from app.services import claims, generation_claims, jobs
+from app.services import claims, generation_claims, job_log, jobs
 from app.services.resources import Resources
 from app.settings import Settings
 from tests.app.api.serving import serving
-from tests.app.builders import in_state, key_of
+from tests.app.builders import in_state, key_of, running
 from tests.app.fleets import CPU, enqueue, gpu, register, slots
 from tests.app.generating import answer, claimed
 from tests.workers.test_worker import tiny_model, worker
@@ -215,6 +220,38 @@ def test_watching_a_failed_job_exits_with_code_1(run: Run, resources: Resources)
     failed = run("watch", in_state(resources, State.FAILED).id)
     assert failed.exit_code == 1
     assert "numerical: NaN" in failed.stdout
+
+
+def test_the_log_of_a_job_is_printed_and_followed(run: Run, resources: Resources) -> None:
+    job = running(resources)
+    time, fields = datetime(2026, 3, 1, 12, tzinfo=UTC), {"message": "reading text"}
+    lines = [
+        NewLogLine(time=time, level=LogLevel.INFO, event="step", fields=fields),
+        NewLogLine(time=time, level=LogLevel.WARNING, event="slow disk"),
+    ]
+    job_log.record_lines(resources, job.lease, lines)
+    claims.fail_job(resources, job.lease, JobError(code="numerical", message="NaN"))
+    shown = run("logs", job.id, "--follow")
+    assert shown.exit_code == 0, shown.output
+    assert shown.stdout.splitlines() == [
+        '2026-03-01T12:00:00.000Z INFO     attempt=1 step message="reading text"',
+        "2026-03-01T12:00:00.000Z WARNING  attempt=1 slow disk",
+    ]
+    (line,) = run("logs", job.id, "--level", "warning", "--json").stdout.splitlines()
+    assert json.loads(line)["event"] == "slow disk"
+    assert run("logs", "nothing").exit_code == 4
+
+
+def test_a_queued_job_tells_its_place_and_why_it_waits(run: Run, resources: Resources) -> None:
+    first, second = (enqueue(resources, device="gpu", gib=40) for _ in range(2))
+    register(resources, "small", gpu(24))
+    assert "2nd in line" in run("show", second.id).stdout
+    live = JobLive.of(jobs.get_job(resources, OPERATOR, second.id))
+    assert waiting_sentence(live) == "queued, 2nd in line: no worker with a GPU of ≥ 40 GiB"
+    register(resources, "large", gpu(80))
+    assert "queued, 1st in line" in run("list").stdout
+    live = JobLive.of(jobs.get_job(resources, OPERATOR, first.id))
+    assert waiting_sentence(live) == "queued, 1st in line: waiting for a worker"
 
 
 @pytest.mark.parametrize(

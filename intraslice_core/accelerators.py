@@ -121,3 +121,16 @@ def gpu_class(capability: tuple[int, int], amd_architecture: str | None = None) 
     if capability in GPU_CLASSES:
         return GPU_CLASSES[capability]
     return replace(UNKNOWN_GPU, has_bfloat16=capability >= (8, 0))
+
+
+def gpu_class_named(name: str) -> GpuClass:
+    """Return the class whose example has a word of a GPU's name; `UNKNOWN_GPU` where none has.
+
+    Args:
+        name: of the GPU, as its driver reports it: `NVIDIA H100 80GB HBM3`.
+    """
+    words = set(name.replace("-", " ").split())
+    for known in (*GPU_CLASSES.values(), _AMD_INSTINCT):
+        if words.issuperset(known.example.split()):
+            return known
+    return UNKNOWN_GPU

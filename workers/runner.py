@@ -186,17 +186,17 @@ class Attempt:
             )
         lease = self._job.lease
         job = self._persist(lambda: publication.publish(self._resources, lease, files, report))
-        self._record_rates(report)
+        self._record_run(report)
         return job
 
-    def _record_rates(self, report: dict[str, Any]) -> None:
-        """Record throughput for estimates; a failure does not matter to the job."""
+    def _record_run(self, report: dict[str, Any]) -> None:
+        """Record the durations for estimates; a failure does not matter to the job."""
         if report.get("resumed_layers"):
             return  # the durations cover the remaining layers only
         try:
-            estimates.record_rates(self._resources, self._job, report, self._journal.close())
+            estimates.record_run(self._resources, self._job, report, self._journal.close())
         except ServiceError as error:
-            _log.warning("rates_not_recorded", job_id=self._job.id, code=error.code)
+            _log.warning("durations_not_recorded", job_id=self._job.id, code=error.code)
 
     def _admit(self) -> AdmittedJob:
         """Check the sources again: links may have changed, and settings differ between machines."""

@@ -13,7 +13,7 @@ from app.adapters.database.tables.jobs import (
     turns,
 )
 from app.adapters.database.tables.keys import api_keys
-from app.adapters.database.tables.rates import rates
+from app.adapters.database.tables.past_runs import past_runs, rates
 from app.adapters.database.tables.registry_hand_offs import hand_offs
 from app.adapters.database.tables.schema_window import schema_window
 from app.adapters.database.tables.sweeps import sweeps
@@ -33,6 +33,7 @@ __all__ = [
     "layer_files",
     "metadata",
     "orphans",
+    "past_runs",
     "outbox",
     "rates",
     "schema_window",

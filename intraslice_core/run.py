@@ -210,16 +210,10 @@ class Run:
             now = time.perf_counter()
             self._timer.enter(stage, now)
             eta = self._remaining.estimate(stage, fraction, now, end=end, seconds_left=seconds_left)
-            self._send(
-                ProgressEvent(
-                    stage=stage,
-                    message=message,
-                    fraction=fraction,
-                    layer=layer,
-                    layers=layers,
-                    eta_seconds=eta,
-                )
+            event = ProgressEvent(
+                stage=stage, message=message, fraction=fraction, layer=layer, layers=layers
             )
+            self._send(event.model_copy(update=self._remaining_fields(eta, now)))
 
     @contextmanager
     def reporting(self) -> Iterator[None]:
@@ -261,9 +255,14 @@ class Run:
             end = self.shares[last.stage][1]
             eta = self._remaining.estimate(last.stage, last.fraction, now, end=end)
             text = f"{last.message}: {message}" if message else last.message
-            changes = {"message": text, "eta_seconds": eta, "finished": None}
+            changes = {"message": text, "finished": None, **self._remaining_fields(eta, now)}
             self._sent = now
             self.on_progress(last.model_copy(update=changes))
+
+    def _remaining_fields(self, eta: float | None, now: float) -> dict[str, float | None]:
+        """Return an event's fields of the remaining time and its range."""
+        low, high = (None, None) if eta is None else self._remaining.bounds(eta, now)
+        return {"eta_seconds": eta, "eta_seconds_low": low, "eta_seconds_high": high}
 
     def _send(self, event: ProgressEvent) -> None:
         with self._lock:

@@ -24,7 +24,7 @@ from app.services.admission import AdmittedJob, admit
 from app.services.resources import Resources
 from app.telemetry import get_logger, metrics
 from app.telemetry.traces import span
-from intraslice_core.progress import ProgressEvent, Stage, heartbeat
+from intraslice_core.progress import ProgressEvent, Stage, heartbeat, remaining_range
 from workers import failures
 from workers.child_process import ChildProcess
 from workers.devices import place
@@ -294,14 +294,16 @@ class Attempt:
         now = time.monotonic()
         self._upload_started = self._upload_started or now
         begin = self._journal.engine_fraction
-        self._journal.write(
-            ProgressEvent(
-                stage=Stage.PUBLISH,
-                message=message,
-                fraction=begin + (1.0 - begin) * done,
-                eta_seconds=(now - self._upload_started) * (1.0 - done) / done if done else None,
-            )
+        event = ProgressEvent(
+            stage=Stage.PUBLISH, message=message, fraction=begin + (1.0 - begin) * done
         )
+        if done:
+            elapsed = now - self._upload_started
+            left = elapsed * (1.0 - done) / done
+            low, high = remaining_range(left, elapsed + left)
+            times = {"eta_seconds": left, "eta_seconds_low": low, "eta_seconds_high": high}
+            event = event.model_copy(update=times)
+        self._journal.write(event)
 
     def _must_stop(self) -> bool:
         renewal = self._lease_renewal

@@ -239,7 +239,7 @@ class Attempt:
 
     def _relay_messages(self, child: ChildProcess) -> FinishedMessage | JobError:
         """Handle messages until the child finishes, fails, exits or is stopped."""
-        deadline: float | None = None
+        stopped_at: float | None = None
         while not child.ended:
             outcome = self._handle(child.next_message(_POLL_SECONDS))
             if outcome is not None:
@@ -248,12 +248,13 @@ class Attempt:
                 raise _StoppedError
             if self._is_overdue():
                 return claims.timeout_error(self._job)
-            if deadline is None and self._must_stop():
+            if stopped_at is None and self._must_stop():
                 child.request_stop()
-                deadline = time.monotonic() + self._grace_seconds()
-            if deadline is not None and time.monotonic() >= deadline:
+                stopped_at = time.monotonic()
+            # A pause may become a cancellation or a shutdown, which give less time.
+            if stopped_at is not None and time.monotonic() - stopped_at >= self._grace_seconds():
                 raise _StoppedError
-        if deadline is not None:
+        if stopped_at is not None:
             raise _StoppedError
         error = failures.exit_error(child.exit_code or 0, self._journal.stage, child.last_line())
         metrics.CHILD_DEATHS.labels(error.code).inc()
@@ -272,8 +273,13 @@ class Attempt:
         return None
 
     def _grace_seconds(self) -> float:
+        """Return the time in which the child stops: that of a pause, of a shutdown or of others."""
         settings = self._resources.settings
-        return settings.drain_seconds if self._stopping.is_set() else settings.child_grace_seconds
+        if self._stopping.is_set():
+            return settings.drain_seconds
+        renewal = self._lease_renewal
+        paused = renewal.pause_requested and not renewal.cancel_requested
+        return settings.pause_seconds if paused else settings.child_grace_seconds
 
     def _failure(self, message: FailedMessage) -> JobError:
         if message.code == failures.CANCELLED:

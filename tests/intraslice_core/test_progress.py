@@ -24,6 +24,7 @@ from intraslice_core.progress import (
     Stage,
     StageTimer,
     never_cancelled,
+    remaining_range,
     stage_shares,
 )
 from intraslice_core.run import Run
@@ -101,6 +102,19 @@ def test_earlier_runs_give_the_remaining_time_from_the_beginning() -> None:
     left = remaining.estimate(Stage.COMPRESS, 0.5, 100.0, end=1.0)
     assert left is not None
     assert 80.0 < left < 100.0
+
+
+def test_the_range_of_the_remaining_time_narrows_towards_the_end() -> None:
+    widths, halves = [], []
+    for left in (100.0, 50.0, 10.0, 1.0):
+        low, high = remaining_range(left, 100.0)
+        assert 0.0 < low < left < high
+        widths.append(high - low)
+        halves.append(high / left)
+    assert widths == sorted(widths, reverse=True)
+    assert halves == sorted(halves)  # a small rest is known less exactly, relative to itself
+    assert remaining_range(0.0, 100.0) == (0.0, 0.0)
+    assert remaining_range(100.0, 100.0, is_early=True)[1] == pytest.approx(200.0)
 
 
 # -- expected durations ------------------------------------------------------------------------

@@ -18,7 +18,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from benchmarks.progress import RecordedRun, Recorder
+from progress import RecordedRun, Recorder
 from intraslice_core.config import CalibrationConfig, CompressionConfig, EvaluationConfig
 from intraslice_core.cost_model import PastRun, Prediction, predict_duration, stage_seconds
 

@@ -28,7 +28,7 @@ from typing import Any
 import psutil
 
 from intraslice_core.config import CompressionConfig, EvaluationConfig
-from intraslice_core.cost_model import expected_durations
+from intraslice_core.cost_model import PastRun, expected_durations
 from intraslice_core.progress import ProgressEvent, RemainingTime, Shares, Stage, stage_shares
 
 RECORDED_SECONDS = 1.0
@@ -79,13 +79,12 @@ class RecordedRun:
             seconds[before.stage] = seconds.get(before.stage, 0.0) + after.seconds - before.seconds
         return seconds
 
-    def slowness(self) -> dict[Stage, float]:
-        """Return the measured seconds of each stage per modelled second."""
-        return {
-            stage: seconds / self.modelled[stage]
-            for stage, seconds in self.stage_seconds().items()
-            if stage in self.modelled
-        }
+    def past(self) -> PastRun:
+        """Return the run as an earlier one from which others are predicted."""
+        measured = self.stage_seconds()
+        seconds = {stage: measured[stage] for stage in self.modelled if stage in measured}
+        work = {stage: self.modelled[stage] for stage in seconds}
+        return PastRun(method="", work=work, seconds=seconds)
 
     def end_errors(
         self, expected: Mapping[Stage, float] | None = None

@@ -192,11 +192,11 @@ class Run:
             rates=rates,
         )
         self._machine = machine
-        slowness = {} if self.speeds is None else self.speeds.read(machine)
+        earlier = [] if self.speeds is None else self.speeds.read(machine)
         stages = {Stage.TOURNAMENT: self.tournament_seconds, **durations.stages}
-        seconds = expected_seconds(stages, slowness)
+        seconds = expected_seconds(stages, earlier)
         self.shares = stage_shares(seconds)
-        self._remaining.expected = sum(seconds.values()) if slowness else None
+        self._remaining.expected = sum(seconds.values()) if earlier else None
 
     def record_speeds(self) -> None:
         """Record the speeds of a finished run, unless parts of it were restored or cached."""

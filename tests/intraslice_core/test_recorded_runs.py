@@ -48,7 +48,7 @@ def test_total_time_is_predicted_after_a_fifth_of_a_run(file: Path) -> None:
 )
 def test_total_time_is_predicted_early_from_another_run(earlier: Path, file: Path) -> None:
     run = RecordedRun.read(file)
-    expected = expected_seconds(run.modelled, RecordedRun.read(earlier).slowness())
+    expected = expected_seconds(run.modelled, [RecordedRun.read(earlier).past()])
     errors = run.end_errors(expected)
     assert max(map(abs, late_errors(errors))) <= LARGEST_ERROR
     assert errors[0][0] == run.moments[0].seconds / run.seconds  # from the first event on
@@ -59,7 +59,7 @@ def test_total_time_is_predicted_early_from_another_run(earlier: Path, file: Pat
 def test_the_remaining_time_lies_in_its_range_for_most_of_a_run(file: Path) -> None:
     run = RecordedRun.read(file)
     (earlier,) = (other for other in RECORDINGS if other != file)
-    expected = expected_seconds(run.modelled, RecordedRun.read(earlier).slowness())
+    expected = expected_seconds(run.modelled, [RecordedRun.read(earlier).past()])
     for seconds in (None, expected):
         share, width = run.time_in_range(seconds)
         assert share >= LEAST_SHARE_IN_RANGE

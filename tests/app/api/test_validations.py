@@ -538,7 +538,7 @@ def test_auto_lists_its_candidates_and_is_estimated_by_the_slowest_of_them(
     assert answer.json()["estimate"]["achieved_ratio"] == pytest.approx(0.3, rel=0.03)
     assert validate(client, {"model": model}).json()["tournament"] is None
 
-    for method, slowness in (("intraslice_plus", 1.0), ("wanda_sp", 400.0)):
+    for method, slowness in (("intraslice_plus", 1.0), ("wanda_sp", 15.0)):
         settings = {**compression, "method": method}
         finish(resources, CompressionConfig.model_validate(settings), slowness)
     fixed = {**compression, "method": "wanda_sp"}

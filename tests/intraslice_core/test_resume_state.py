@@ -357,3 +357,24 @@ def test_the_reported_seconds_are_those_of_all_attempts_without_the_pause(
     started = time.perf_counter()
     report = attempt(never_cancelled)
     assert 0.0 < before < report.seconds < before + time.perf_counter() - started
+
+
+@pytest.mark.parametrize(
+    "changes", [{"method": "spp", "allocation": "auto"}, {"method": "disp", "round_to": 1}]
+)
+def test_a_stopped_training_of_masks_saves_the_step_that_it_had_reached(
+    dense: Path, tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    messages: list[str] = []
+    run = Run(
+        on_progress=lambda event: messages.append(event.message),
+        should_cancel=lambda: any(message.endswith("step 3") for message in messages),
+        # Nothing is due for an hour: the state is saved by the stop.
+        resume_state=ResumeState(directory=tmp_path / "state", hidden_states_every_seconds=3600.0),
+    )
+    opened = OpenedModel(reference=str(dense), directory=dense)
+    settings = config(**changes, mask_training={"max_tokens": 32 * 6})
+    with pytest.raises(CompressionCancelledError):
+        pipeline._compress_checkpoint(opened, tmp_path / "out", settings, run)
+    (file,) = (tmp_path / "state").glob("training-*")
+    assert file.name.startswith("training-00000003-")

@@ -101,9 +101,9 @@ def main() -> None:
             inside.append(predicted.low <= seconds <= predicted.high)
             widths.append(predicted.high / predicted.low)
             ratios.append(seconds / predicted.expected)
-        known = predicted.expected if past else None
+        expected = predicted.expected if past else None
         past.insert(
-            0, PastRun(method=run.method, work=run.work, seconds=run.seconds, predicted=known)
+            0, PastRun(method=run.method, work=run.work, seconds=run.seconds, predicted=expected)
         )
     half = len(inside) // 2
     result = {

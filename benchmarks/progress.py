@@ -112,15 +112,15 @@ class RecordedRun:
         """
         replayed = self._replayed(expected)
         ends = [moment.seconds for moment, _, _ in replayed[1:]] + [self.seconds]
-        known = inside = 0.0
+        covered = inside = 0.0
         widths = []
         for (moment, _, (low, high)), end in zip(replayed, ends, strict=True):
             left = self.seconds - moment.seconds
-            known += end - moment.seconds
+            covered += end - moment.seconds
             inside += (end - moment.seconds) * (low <= left <= high)
             if left > self.seconds / 10:
                 widths.append(high / low)
-        return inside / known, statistics.median(widths)
+        return inside / covered, statistics.median(widths)
 
     def _replayed(
         self, expected: Mapping[Stage, float] | None

@@ -224,9 +224,9 @@ def test_a_run_of_a_tiny_model_does_not_make_a_large_one_look_slow() -> None:
     modelled = {Stage.COMPRESS: 100.0}
     tiny = past(0.02, compress=2.0)  # a hundred times as slow as the model, by its fixed part
     assert expected_seconds(modelled, [tiny])[Stage.COMPRESS] < 110.0
-    known = expected_seconds(modelled, [past(100.0, compress=300.0)])
+    alone = expected_seconds(modelled, [past(100.0, compress=300.0)])
     both = expected_seconds(modelled, [tiny, past(100.0, compress=300.0)])
-    assert both[Stage.COMPRESS] == pytest.approx(known[Stage.COMPRESS], rel=0.01)
+    assert both[Stage.COMPRESS] == pytest.approx(alone[Stage.COMPRESS], rel=0.01)
 
 
 def test_a_run_learns_from_the_run_before_it(

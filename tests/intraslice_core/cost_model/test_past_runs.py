@@ -48,25 +48,25 @@ def run(method: str = METHOD, predicted: float | None = None, **seconds: float) 
 
 @given(fixed=st.floats(0.0, 20.0), slowness=st.floats(0.1, 10.0), unit=st.floats(30.0, 1e4))
 def test_a_linear_cost_is_recovered_exactly(fixed: float, slowness: float, unit: float) -> None:
-    known = on_line(fixed, slowness, unit, 2 * unit, 3 * unit, 5 * unit)
-    cost = fit_cost(known, FIXED, 1.0)
+    observed = on_line(fixed, slowness, unit, 2 * unit, 3 * unit, 5 * unit)
+    cost = fit_cost(observed, FIXED, 1.0)
     assert cost.slowness == pytest.approx(slowness, rel=1e-6)
-    assert cost.fixed == pytest.approx(fixed, rel=1e-6, abs=1e-6 * known[-1].seconds)
+    assert cost.fixed == pytest.approx(fixed, rel=1e-6, abs=1e-6 * observed[-1].seconds)
 
 
 def test_one_disturbed_run_in_five_changes_nothing() -> None:
-    known = on_line(8.0, 2.0, 20.0, 40.0, 80.0, 100.0)
+    observed = on_line(8.0, 2.0, 20.0, 40.0, 80.0, 100.0)
     disturbed = StageTime(work=60.0, seconds=5 * 128.0)
-    cost = fit_cost([*known, disturbed], FIXED, 1.0)
+    cost = fit_cost([*observed, disturbed], FIXED, 1.0)
     assert cost.fixed == pytest.approx(8.0)
     assert cost.slowness == pytest.approx(2.0)
 
 
-@given(known=st.lists(times, max_size=6), fixed=positive, slowness=positive)
+@given(observed=st.lists(times, max_size=6), fixed=positive, slowness=positive)
 def test_costs_are_never_negative_and_grow_with_work(
-    known: list[StageTime], fixed: float, slowness: float
+    observed: list[StageTime], fixed: float, slowness: float
 ) -> None:
-    cost = fit_cost(known, fixed, slowness)
+    cost = fit_cost(observed, fixed, slowness)
     assert cost.fixed >= 0.0
     assert cost.slowness >= 0.0
     seconds = [cost.seconds(work) for work in (0.0, 1.0, 100.0, 1e6)]
@@ -97,9 +97,9 @@ def test_jobs_of_one_size_leave_the_fixed_part_as_expected() -> None:
 
 
 def test_two_noisy_jobs_of_similar_size_do_not_make_a_large_one_free() -> None:
-    known = [StageTime(work=10.0, seconds=12.0), StageTime(work=15.0, seconds=12.5)]
+    observed = [StageTime(work=10.0, seconds=12.0), StageTime(work=15.0, seconds=12.5)]
     # The line through both would give 110 s.
-    assert fit_cost(known, FIXED, 1.0).seconds(1000.0) > 500.0
+    assert fit_cost(observed, FIXED, 1.0).seconds(1000.0) > 500.0
 
 
 def test_work_that_is_small_beside_the_largest_does_not_teach() -> None:

@@ -32,7 +32,9 @@ SUFFIX = ".safetensors"
 _TOKENS = "tokens"
 _RECOVERY_TOKENS = "recovery-tokens"
 _HIDDEN_STATES = "hidden-states"
-_WORK = "work"
+LOCAL_PREFIX = "local-"
+"""Begin of the names of further files that stay on their machine."""
+_WORK = f"{LOCAL_PREFIX}work"
 TRAINING_PREFIX = "training-"
 """Begin of the names of files with the state of a training: its number of steps in eight digits
 follows, so that the newest is the last by name."""
@@ -185,7 +187,7 @@ class ResumeState:
     def save_scores(
         self, name: str, key: str, tensors: Mapping[str, Tensor], facts: Mapping[str, str]
     ) -> str | None:
-        """Save tensors and facts of a finished part of the evaluation, on this machine alone.
+        """Save tensors and facts of a finished part of the evaluation, by a name for this machine.
 
         Returns:
             The reason if they could not be saved. A resumed run then repeats the part.

@@ -17,10 +17,11 @@ from intraslice_core.calibration import calibration_hash
 from intraslice_core.evaluation.divergence import DivergenceMeter, HiddenStateRecorder
 from intraslice_core.evaluation.perplexity import PerplexityResult
 from intraslice_core.evaluation.tasks import TaskScore
-from intraslice_core.resume_state import ResumeState
+from intraslice_core.resume_state import LOCAL_PREFIX, ResumeState
 
 Role = Literal["dense", "compressed"]
 Observer = HiddenStateRecorder | DivergenceMeter
+_PREFIX = f"{LOCAL_PREFIX}scores-"
 _SCORES = "scores"
 """Fact of a part: its scores as JSON."""
 
@@ -97,11 +98,11 @@ class SavedScores:
         self._save(f"{role}-prompts", {}, list(texts))
 
     def _load(self, part: str) -> tuple[dict[str, Tensor], Any] | None:
-        saved = self.resume_state.part(f"scores-{part}", self.key)
+        saved = self.resume_state.part(_PREFIX + part, self.key)
         return None if saved is None else (saved[0], json.loads(saved[1][_SCORES]))
 
     def _save(self, part: str, tensors: Mapping[str, Tensor], scores: object) -> None:
         facts = {_SCORES: json.dumps(scores)}
-        reason = self.resume_state.save_scores(f"scores-{part}", self.key, tensors, facts)
+        reason = self.resume_state.save_scores(_PREFIX + part, self.key, tensors, facts)
         if reason is not None:
             self.on_unsaved(reason)

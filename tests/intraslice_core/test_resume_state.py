@@ -15,6 +15,7 @@ import torch
 from safetensors import safe_open
 
 from intraslice_core import pipeline
+from intraslice_core.allocation.search import TrialCompression
 from intraslice_core.config import CalibrationConfig, CompressionConfig
 from intraslice_core.errors import CompressionCancelledError
 from intraslice_core.layer_compressor import LayerCompressor
@@ -352,7 +353,7 @@ def test_the_reported_seconds_are_those_of_all_attempts_without_the_pause(
 
     with pytest.raises(CompressionCancelledError):
         attempt((place / "layer-00000.safetensors").exists)
-    with safe_open(place / "work.safetensors", framework="pt") as file:
+    with safe_open(place / "local-work.safetensors", framework="pt") as file:
         before = float(file.metadata()["seconds"])
     started = time.perf_counter()
     report = attempt(never_cancelled)
@@ -378,3 +379,25 @@ def test_a_stopped_training_of_masks_saves_the_step_that_it_had_reached(
         pipeline._compress_checkpoint(opened, tmp_path / "out", settings, run)
     (file,) = (tmp_path / "state").glob("training-*")
     assert file.name.startswith("training-00000003-")
+
+
+def test_plans_are_compared_once(
+    dense: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compared: list[int] = []
+    measure = TrialCompression.divergences
+
+    def counted(self: TrialCompression, plans: Any, before_batch: Any) -> Any:
+        compared.append(len(plans))
+        return measure(self, plans, before_batch)
+
+    monkeypatch.setattr(TrialCompression, "divergences", counted)
+    settings = config(allocation="lagrangian")
+    whole = compress(dense, tmp_path / "whole", settings, None)
+    assert len(compared) == 1
+    for out in ("first", "second"):
+        state = ResumeState(directory=tmp_path / "state")
+        report = compress(dense, tmp_path / out, settings, state)
+    assert len(compared) == 2
+    assert report.allocation == whole.allocation
+    assert files_of(tmp_path / "second") == files_of(tmp_path / "whole")

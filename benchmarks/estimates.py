@@ -1,4 +1,4 @@
-"""Durations of compressions, predicted from those before: width of the range, and how often it held.
+"""Durations of compressions, predicted from earlier ones: width of the ranges, and their errors.
 
     OMP_NUM_THREADS=1 python benchmarks/estimates.py MODEL [MODEL ...] [--runs N] [--seed S]
 

@@ -200,7 +200,7 @@ class ResumeState:
         return 0.0 if facts is None else float(facts["seconds"])
 
     def save_worked_seconds(self, key: str, seconds: float) -> None:
-        """Save the seconds that this attempt and earlier ones have worked; a full disk loses them."""
+        """Save the seconds that this attempt and earlier ones have worked, if the disk has room."""
         self._save_here(_WORK, {}, {"key": key, "seconds": repr(seconds)}, "duration")
 
     def _save_here(

@@ -182,7 +182,7 @@ def cautions(
         )
         warnings.append(Caution(code="web_text_optional", message=message))
     if evaluation is not None and evaluation.tasks and evaluation.task_limit is None:
-        message = "how many examples the tasks have is not known here: the time assumes 1,000 of each"
+        message = "how many examples the tasks have is not known here: the time assumes 1,000 each"
         warnings.append(Caution(code="tasks_not_timed", message=message))
     if _ratio(dense, compression) > _EXTREME_RATIO:
         warnings.append(

@@ -435,8 +435,8 @@ def _divergences(
     name = f"comparison-{key[:32]}"
     saved = state.part(name, key)
     if saved is not None:
-        own = (saved[0][str(number)] for number in range(len(plans)))
-        return tuple(HeldOutDivergence(tokens=tokens, kinds=trials.kinds) for tokens in own)
+        parts = [saved[0][str(number)] for number in range(len(plans))]
+        return tuple(HeldOutDivergence(tokens=part, kinds=trials.kinds) for part in parts)
     measured = measure()
     tensors = {str(number): own.tokens for number, own in enumerate(measured)}
     state.save_part(name, key, tensors, {})

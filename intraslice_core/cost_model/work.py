@@ -1,4 +1,4 @@
-"""Tokens and layers that pass the dense model before the compression, and the engine's constants."""
+"""Tokens and layers that pass the dense model before the compression; constants of the engine."""
 
 from __future__ import annotations
 

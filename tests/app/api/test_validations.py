@@ -459,7 +459,8 @@ def test_the_time_is_estimated_from_finished_jobs(
     for name in ("seconds_low", "seconds", "seconds_high"):
         assert answer.json()[name] == duration[name]
     work = work_of(CompressionConfig())
-    assert duration["seconds"] == pytest.approx(0.5 * len(work) + 3.0 * sum(work.values()), rel=0.05)
+    expected = 0.5 * len(work) + 3.0 * sum(work.values())
+    assert duration["seconds"] == pytest.approx(expected, rel=0.05)
     assert duration["seconds_low"] < duration["seconds"] < duration["seconds_high"]
     shorter = {"model": model, "compression": {"calibration": {"samples": 64}}}
     assert validate(client, shorter).json()["seconds"] < 0.8 * duration["seconds"]

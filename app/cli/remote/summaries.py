@@ -11,6 +11,7 @@ from app.cli.remote.tables import print_table, requested_size
 from intraslice_core.reports.quantities import (
     change,
     count,
+    duration,
     duration_range,
     number,
     percent,
@@ -108,6 +109,7 @@ def print_job(job: Job) -> None:
         ),
         ("attempt", f"{job.attempt} of {job.max_attempts}"),
         ("created", job.created_at.isoformat(timespec="seconds")),
+        ("time worked", duration(job.worked_seconds) if job.worked_seconds else None),
     ]
     if job.progress is not None and job.state == "running":
         fields.append(

@@ -19,6 +19,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from progress import RecordedRun, Recorder
+
 from intraslice_core.config import CalibrationConfig, CompressionConfig, EvaluationConfig
 from intraslice_core.cost_model import PastRun, Prediction, predict_duration, stage_seconds
 

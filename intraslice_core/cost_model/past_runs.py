@@ -141,9 +141,7 @@ def predict_duration(
     return Prediction(low=expected * low, expected=expected, high=expected * high, stages=stages)
 
 
-def _stage_cost(
-    runs: Sequence[PastRun], method: str, stage: Stage, slowness: float
-) -> LinearCost:
+def _stage_cost(runs: Sequence[PastRun], method: str, stage: Stage, slowness: float) -> LinearCost:
     """Return the cost of a stage, from runs of the method where it decides and some have shown it.
 
     Args:

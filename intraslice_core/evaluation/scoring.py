@@ -136,7 +136,7 @@ class Scorer:
         with advising_bfloat16(model.dtype, model.device):
             return scores, {source: meter.divergence() for source, meter in meters.items()}
 
-    def _score(  # noqa: PLR0913  # one call scores one model
+    def _score(
         self,
         role: Role,
         model: PreTrainedModel,
@@ -202,7 +202,7 @@ class Scorer:
                 should_cancel=self.should_cancel,
             )
 
-    def score_texts(  # noqa: PLR0913  # one call scores one model on all texts
+    def score_texts(
         self,
         model: PreTrainedModel,
         texts: dict[str, Tensor],

@@ -341,4 +341,3 @@ def test_bytes_of_stages_follow_from_the_shapes() -> None:
     # One layer, not the model: its Gram matrices are larger than it, the sum is below 24 GiB.
     assert 8 * 14336**2 < stages["compress"].device < 24 * 2**30
     assert stage_bytes(LLAMAS["Llama-3-8B"], config(method="magnitude"), 2, 2)["compress"].host == 0
-

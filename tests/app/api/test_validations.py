@@ -416,23 +416,21 @@ def test_errors_of_a_mixture_point_to_the_source(client: TestClient) -> None:
     assert pointers(few, samples=1) == {f"{place}/samples"}
 
 
-def test_text_that_the_model_generates_costs_time_and_memory(
+def test_text_that_the_model_generates_costs_memory(
     client: TestClient, model: dict[str, str]
 ) -> None:
-    def costs(*sources: str) -> tuple[int, float]:
+    def memory(*sources: str) -> int:
         calibration = {"source": [{"source": source} for source in sources], "samples": 8}
         compression = {"calibration": calibration | {"sequence_length": 512}, "method": "magnitude"}
         evaluation = {"perplexity": ["pydoc"], "max_tokens": 64}
         body = {"model": model, "compression": compression, "evaluation": evaluation}
-        config = CompressionConfig.model_validate(compression)
-        memory = validate(client, body).json()["estimate"]["peak_memory_bytes"]
-        return memory, stage_seconds(SHAPES, config, None, 2)[Stage.CALIBRATE]
+        peak: int = validate(client, body).json()["estimate"]["peak_memory_bytes"]
+        return peak
 
-    read, written, mixed = (costs(*sources) for sources in (["pydoc"], ["chat"], ["pydoc", "self"]))
-    assert written[1] > mixed[1] > read[1]
+    read, written, mixed = (memory(*sources) for sources in (["pydoc"], ["chat"], ["pydoc", "self"]))
     cache = 2 * 4 * 2 * 16 * 4 * 8 * 512
-    assert written[0] > mixed[0] >= read[0]
-    assert written[0] - mixed[0] == cache / 2
+    assert written > mixed >= read
+    assert written - mixed == cache / 2
 
 
 def test_before_any_job_the_time_is_the_cost_models_within_a_wide_factor(
@@ -483,9 +481,11 @@ def test_a_time_limit_bounds_the_estimate(
     finish(resources, CompressionConfig(), slowness=1.0)
 
     def seconds(**recover: Any) -> float:
-        body = {"model": model, "compression": {"recover": {"max_tokens": 10**8} | recover}}
-        answer: float = validate(client, body).json()["seconds"]
-        return answer
+        body = {"model": model, "compression": {"recover": {"max_tokens": 10**7} | recover}}
+        answer = validate(client, body)
+        assert answer.status_code == 200, answer.text
+        predicted: float = answer.json()["seconds"]
+        return predicted
 
     assert seconds(max_seconds=60.0) < seconds() - 60.0
     assert seconds(max_seconds=60.0) - seconds(max_seconds=30.0) == pytest.approx(30.0)
@@ -512,7 +512,10 @@ def test_a_finished_job_is_recorded_with_what_was_predicted_for_it(resources: Re
     assert newest.ratio == pytest.approx(1.5, rel=0.05)
 
 
-def test_only_the_newest_jobs_are_kept(resources: Resources) -> None:
+def test_only_the_newest_jobs_are_kept(
+    resources: Resources, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(past_runs, "KEPT_RUNS", 3)
     run = PastRun(method="flap", work={Stage.COMPRESS: 1.0}, seconds={Stage.COMPRESS: 1.0})
     with resources.database.transaction() as transaction:
         past_runs.record(transaction, "other", run)

@@ -147,6 +147,8 @@ class LayerLoop:
         """Hidden states before the current layer, where its batches may have to be lowered."""
         self._fitting_size = 0
         """Batch size with which a layer was compressed on this device; 0 before the first."""
+        self._has_begun = False
+        """Whether a batch of the current layer has passed a part of it."""
         self._passed = self._restore()
 
     def outer_tensors(self, name: str, tensor: Tensor) -> dict[str, Tensor]:
@@ -155,6 +157,7 @@ class LayerLoop:
 
     def finish(self, layer: int) -> FinishedLayer:
         """Return the layer as it will be saved, and move the hidden states past it."""
+        self._has_begun = False
         restored = self._resume_state and self._resume_state.layer(self._key, layer)
         if restored:
             if layer >= self._passed:
@@ -354,9 +357,10 @@ class LayerLoop:
         try:
             self._run.report(Stage.COMPRESS, text, (layer + done) / layers, layer, layers)
         except CompressionCancelledError:
-            if done == 0.0 and layer > 0 and self._resume_state is not None:
+            if not self._has_begun and layer > 0 and self._resume_state is not None:
                 self._save_hidden_states(self._resume_state, layer, at_once=True)
             raise
+        self._has_begun = True
 
     def _is_passed_on(self, layer: int) -> bool:
         """Report whether a layer is removed or unchanged, so that the states only pass it."""

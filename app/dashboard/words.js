@@ -119,7 +119,7 @@ const WARNING_WORDS = {
   evaluation_of_same_kind: "All evaluation texts are also used for calibration. Scores will look better than real use: add an unseen text under Evaluation.",
   evaluation_is_calibration: "An evaluation text is also used for calibration. Scores will look better than real use: evaluate on another text.",
   no_evaluation: "Nothing is evaluated, so the loss of quality will be unknown.",
-  tasks_not_timed: "The time does not include the evaluation tasks.",
+  tasks_not_timed: "How many examples the tasks have is not known: the time assumes 1,000 each.",
 };
 
 /** @param {{ code: string, message: string }} warning */

@@ -31,7 +31,13 @@ class Progress(FrozenModel):
     message: str
     layer: int | None = None
     layers: int | None = None
-    eta_seconds: float | None = None
+    eta_seconds: float | None = Field(
+        default=None, description="Remaining seconds; null while they cannot be estimated."
+    )
+    eta_seconds_low: float | None = Field(
+        default=None, description="Lower end of their range, which four of five jobs keep to."
+    )
+    eta_seconds_high: float | None = Field(default=None, description="Upper end of that range.")
     finished: LayerDone | None = None
 
 
@@ -161,6 +167,14 @@ class Job(Resource):
     created_at: datetime
     started_at: datetime | None
     finished_at: datetime | None
+    claimed_at: datetime | None = Field(
+        default=None, description="Start of the last attempt, also of one after a pause."
+    )
+    worked_seconds: float = Field(
+        default=0.0,
+        description="Time for which workers ran the job, without queue and pauses; of a running "
+        "job, without the attempt that began at `claimed_at`.",
+    )
     model: ModelSource
     compression: CompressionConfig
     evaluation: EvaluationConfig | None

@@ -176,8 +176,8 @@ class ParetoPoint(ApiModel):
     tasks: tuple[TaskQuality, ...] = ()
     """Scores in every task; empty where none was requested."""
     seconds: float | None = None
-    """Duration of the finishing attempt's compression and evaluation in seconds. What jobs share is
-    computed, and counts, in the first that needs it."""
+    """Seconds of work on compression and evaluation, without pauses. What jobs share is computed,
+    and counts, in the first that needs it."""
     peak_memory_bytes: int | None = None
     """Peak memory of the finishing attempt in bytes."""
     dominated: bool | None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from datetime import datetime
 from typing import Literal
 
@@ -30,7 +29,6 @@ from intraslice_core.export.targets import (
 )
 from intraslice_core.families.wrappers import describe_result
 from intraslice_core.methods import METHODS
-from intraslice_core.progress import Stage
 from intraslice_core.text_sources import IN_DOMAIN_ONLY_WARNING, WEB_DATASET, in_domain_only
 
 _EXTREME_RATIO = 0.5
@@ -55,20 +53,19 @@ class TargetSupport(FrozenModel):
 
 
 class Duration(FrozenModel):
-    """Estimated duration of the job on one class of machines, from the newest measured rates."""
+    """Estimated duration of the job on one class of machines, from the jobs they have finished."""
 
     device: str
+    seconds_low: float = Field(
+        description="Lower end of the range, as far from `seconds` as past jobs were from theirs: "
+        "one in ten takes less."
+    )
     seconds: float
-    measured_at: datetime
-
-
-@dataclass(frozen=True, kw_only=True)
-class Rate:
-    """Measured speed of one stage, in work per second."""
-
-    device: str
-    stage: Stage
-    per_second: float
+    seconds_high: float = Field(description="Upper end of the range: one in ten takes longer.")
+    jobs: int = Field(
+        description="Finished jobs of the method on these machines; 0 if the estimate follows from "
+        "other methods."
+    )
     measured_at: datetime
 
 
@@ -80,8 +77,8 @@ class TournamentPreview(FrozenModel):
     )
     excluded: dict[Method, str] = Field(description="Reasons of the other methods.")
     seconds: float | None = Field(
-        description="Estimated duration of all trials on the machines of `seconds`; null if no "
-        "worker has finished a job of a candidate."
+        description="Estimated duration of all trials on the machines of `seconds`; null if only a "
+        "worker can read the model."
     )
 
 
@@ -89,7 +86,7 @@ class Validation(ApiModel):
     """A job that would be accepted, with estimates of its result, memory and duration.
 
     `estimate` is null if only a worker can read the model; `durations` has an entry for each class
-    of machines that has run the method, newest measurement first.
+    of machines that has finished a job, newest first.
     """
 
     object: Literal["validation"] = "validation"
@@ -100,7 +97,16 @@ class Validation(ApiModel):
         description="Memory that the job needs on a GPU, without evaluation and timing; null if "
         "only a worker can read the model.",
     )
-    seconds: float | None
+    seconds_low: float | None = Field(
+        default=None, description="Lower end of the range of `seconds`."
+    )
+    seconds: float | None = Field(
+        description="Estimated duration on the machines that finished a job last; before any job, "
+        "that of the cost model. Null if only a worker can read the model."
+    )
+    seconds_high: float | None = Field(
+        default=None, description="Upper end of the range of `seconds`."
+    )
     durations: tuple[Duration, ...]
     targets: tuple[TargetSupport, ...]
     tournament: TournamentPreview | None = Field(
@@ -178,22 +184,6 @@ def _model_types(target: str) -> tuple[str, ...]:
     return {str(name): demands.model_types for name, demands in DEMANDS.items()}[target]
 
 
-def predict(rates: list[Rate], work: dict[Stage, float]) -> tuple[Duration, ...]:
-    """Return the duration on each device with a measured compression speed, newest first."""
-    durations = []
-    for device in {rate.device for rate in rates}:
-        by_stage = {rate.stage: rate for rate in rates if rate.device == device}
-        if Stage.COMPRESS in by_stage:
-            seconds = sum(
-                amount / by_stage[stage].per_second
-                for stage, amount in work.items()
-                if stage in by_stage
-            )
-            measured = by_stage[Stage.COMPRESS].measured_at
-            durations.append(Duration(device=device, seconds=seconds, measured_at=measured))
-    return tuple(sorted(durations, key=lambda duration: duration.measured_at, reverse=True))
-
-
 def cautions(
     dense: DenseModel | None, compression: CompressionConfig, evaluation: EvaluationConfig | None
 ) -> list[Caution]:
@@ -206,7 +196,7 @@ def cautions(
         )
         warnings.append(Caution(code="web_text_optional", message=message))
     if evaluation is not None and evaluation.tasks and evaluation.task_limit is None:
-        message = "the tasks are not in the time: how many examples they have is not known here"
+        message = "how many examples the tasks have is not known here: the time assumes 1,000 each"
         warnings.append(Caution(code="tasks_not_timed", message=message))
     if _ratio(dense, compression) > _EXTREME_RATIO:
         warnings.append(

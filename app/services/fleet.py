@@ -59,6 +59,15 @@ def has_gpus(resources: Resources) -> bool:
         return any(device.kind == "gpu" for device in workers.live_devices(transaction))
 
 
+def name_of_gpu(resources: Resources, requirement: Requirement) -> str | None:
+    """Return the name of a live GPU that would run a job; None if a CPU runs it."""
+    if requirement.device is DeviceChoice.CPU:
+        return None
+    with resources.database.transaction() as transaction:
+        devices = workers.live_devices(transaction)
+    return next((device.name for device in devices if device.fits(requirement)), None)
+
+
 def can_run(resources: Resources, requirement: Requirement) -> bool:
     """Return whether a live worker can run a job with this requirement."""
     with resources.database.transaction() as transaction:

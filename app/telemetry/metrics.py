@@ -36,7 +36,7 @@ QUEUE_WAIT_SECONDS = Histogram(
 )
 JOB_SECONDS = Histogram(
     "intraslice_job_seconds",
-    "Time from a job's first claim to its end (seconds), by final state.",
+    "Time for which workers ran a job, without queue and pauses (seconds), by final state.",
     ["state"],
     buckets=_LONG_BUCKETS,
 )

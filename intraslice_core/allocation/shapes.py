@@ -48,6 +48,7 @@ from intraslice_core.allocation.shared_pairs import with_shared_pairs
 from intraslice_core.allocation.trained_residual_parts import trained_residual_parts
 from intraslice_core.allocation.unit_shapes import unit_shapes
 from intraslice_core.calibration import calibration_hash, sequence_sources
+from intraslice_core.checkpoints.writer import tensor_digest
 from intraslice_core.config import Allocator
 from intraslice_core.errors import ConfigurationError
 from intraslice_core.methods import METHODS, resolve_allocator
@@ -418,11 +419,44 @@ def _report_trials(context: AllocationContext, done: float) -> None:
 def _divergences(
     context: AllocationContext, trials: TrialCompression, plans: Sequence[ModelPlan]
 ) -> tuple[HeldOutDivergence, ...]:
-    """Return the divergences of trial compressions from the dense model."""
-    return context.batch.repeat(
-        lambda size: replace(trials, batch_size=size).divergences(
-            plans, partial(_report_trials, context)
+    """Return the divergences of trial compressions from the dense model, saved or measured."""
+
+    def measure() -> tuple[HeldOutDivergence, ...]:
+        return context.batch.repeat(
+            lambda size: replace(trials, batch_size=size).divergences(
+                plans, partial(_report_trials, context)
+            )
         )
+
+    state = context.resume_state
+    if state is None:
+        return measure()
+    key = _comparison_key(context, trials, plans)
+    name = f"comparison-{key[:32]}"
+    saved = state.part(name, key)
+    if saved is not None:
+        parts = [saved[0][str(number)] for number in range(len(plans))]
+        return tuple(HeldOutDivergence(tokens=part, kinds=trials.kinds) for part in parts)
+    measured = measure()
+    tensors = {str(number): own.tokens for number, own in enumerate(measured)}
+    state.save_part(name, key, tensors, {})
+    return measured
+
+
+def _comparison_key(
+    context: AllocationContext, trials: TrialCompression, plans: Sequence[ModelPlan]
+) -> str:
+    """Return the key of everything that the divergences of plans depend on."""
+    return context.key(
+        comparison=[plan.model_dump(mode="json") for plan in plans],
+        config=context.config.model_dump(mode="json", exclude={"recover"}),
+        prefix_length=trials.prefix_length,
+        sequences=[calibration_hash(part) for part in (trials.fit, trials.check, trials.kinds)],
+        sensitivity=[
+            tensor_digest(part.contiguous().cpu())
+            for layer in trials.sensitivity
+            for part in layer.tensors().values()
+        ],
     )
 
 

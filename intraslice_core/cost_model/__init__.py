@@ -19,10 +19,10 @@ from intraslice_core.cost_model.memory import (
     peak_memory,
     stage_bytes,
 )
+from intraslice_core.cost_model.past_runs import PastRun, Prediction, predict_duration
 from intraslice_core.cost_model.rates import REFERENCE_RATES, MachineRates, machine_rates
 from intraslice_core.cost_model.sizes import Estimate, estimate
 from intraslice_core.cost_model.tournament import Candidate, TournamentPlan, plan_tournament
-from intraslice_core.cost_model.work import stage_work
 
 __all__ = [
     "REFERENCE_RATES",
@@ -33,6 +33,8 @@ __all__ = [
     "EvaluationSeconds",
     "ExpectedDurations",
     "MachineRates",
+    "PastRun",
+    "Prediction",
     "StageBytes",
     "StageFlops",
     "TournamentPlan",
@@ -45,9 +47,9 @@ __all__ = [
     "machine_rates",
     "peak_memory",
     "plan_tournament",
+    "predict_duration",
     "read_dense",
     "stage_bytes",
     "stage_flops",
     "stage_seconds",
-    "stage_work",
 ]

@@ -456,7 +456,9 @@ class CompressionReport(FrozenModel):
         default=False,
         description="True if every calibration sequence begins with the tokenizer's prefix.",
     )
-    seconds: float = Field(description="Duration of the run in seconds.")
+    seconds: float = Field(
+        description="Seconds of work on the run, over all attempts on the machine, without pauses."
+    )
     peak_memory_bytes: int | None = None
     device: str | None = Field(default=None, description="Class of the device that compressed.")
     evaluation: EvaluationReport | None = None

@@ -14,7 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from app.adapters.database import job_changes, leases
+from app.adapters.database import job_changes, leases, past_runs
 from app.adapters.database.migrate import upgrade
 from app.domain.artifact import job_prefix
 from app.domain.errors import StoreUnavailableError
@@ -222,7 +222,8 @@ def test_jobs_are_claimed_by_priority_then_age(resources: Resources) -> None:
 
 
 @pytest.mark.parametrize("behaviour", ["wait_for_stop", "ignore_stop"])
-def test_a_paused_job_runs_again_when_resumed(resources: Resources, behaviour: str) -> None:
+def test_a_paused_job_runs_again_when_resumed(settings: Settings, behaviour: str) -> None:
+    resources = open_resources(settings.model_copy(update={"pause_seconds": 0.3}))
     job = queued(resources)
     with ThreadPoolExecutor(1) as pool:
         future = pool.submit(run, resources, behaviour)
@@ -238,6 +239,9 @@ def test_a_paused_job_runs_again_when_resumed(resources: Resources, behaviour: s
     done = run(resources, "finish")
     assert done is not None
     assert (done.state, done.attempt) == (State.SUCCEEDED, 1)
+    with resources.database.transaction() as transaction:
+        assert past_runs.by_device(transaction) == []
+    resources.close()
 
 
 def test_an_overdue_job_fails_without_retry(resources: Resources) -> None:

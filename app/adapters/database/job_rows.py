@@ -5,7 +5,18 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import Any
 
-from sqlalchemy import ColumnElement, Executable, Row, and_, func, update
+from sqlalchemy import (
+    ColumnElement,
+    Executable,
+    Float,
+    Row,
+    and_,
+    case,
+    cast,
+    extract,
+    func,
+    update,
+)
 
 from app.adapters.database import workers
 from app.adapters.database.engine import Transaction
@@ -24,7 +35,6 @@ _HIDDEN = {
     "next_hint_at",
     "settled_at",
     "queued_at",
-    "claimed_at",
     "device_number",
     "artifacts_checked_at",
     "artifacts_missing_at",
@@ -36,7 +46,15 @@ COLUMNS: tuple[ColumnElement[Any], ...] = (
 _NAMES = tuple(str(column.key) for column in COLUMNS)
 
 FIRST_HINT_SECONDS = 60
-NO_LEASE: dict[str, Any] = {"lease_owner": None, "lease_expires_at": None}
+_CLAIMED_AT = case((jobs.c.lease_owner.is_not(None), jobs.c.claimed_at))
+_WORKED = func.coalesce(cast(extract("epoch", func.now() - _CLAIMED_AT), Float), 0.0)
+"""Seconds since a worker claimed the job; 0 if none runs it."""
+NO_LEASE: dict[str, Any] = {
+    "lease_owner": None,
+    "lease_expires_at": None,
+    "worked_seconds": jobs.c.worked_seconds + _WORKED,
+}
+"""Values of a job that no worker runs any longer, with the time that the last one worked on it."""
 
 
 def fetch(

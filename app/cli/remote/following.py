@@ -119,4 +119,6 @@ def _progress_event(live: JobLive) -> ProgressEvent | None:
         layer=live.progress.layer,
         layers=live.progress.layers,
         eta_seconds=live.progress.eta_seconds,
+        eta_seconds_low=live.progress.eta_seconds_low,
+        eta_seconds_high=live.progress.eta_seconds_high,
     )

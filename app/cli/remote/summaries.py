@@ -12,6 +12,7 @@ from intraslice_core.reports.quantities import (
     change,
     count,
     duration,
+    duration_range,
     number,
     percent,
     short_change,
@@ -83,9 +84,12 @@ def _plan_rows(validation: Validation, target: str) -> Iterator[Row]:
 def _time(validation: Validation) -> str:
     """Return the expected duration on each class of machines."""
     if not validation.durations:
-        return "available after the first job of this method"
+        if validation.seconds_low is None or validation.seconds_high is None:
+            return "known once a worker has opened the model"
+        likely = duration_range(validation.seconds_low, validation.seconds_high)
+        return f"{likely}, a guess until the first job has finished"
     return ", ".join(
-        f"about {duration(expected.seconds)} on {expected.device}"
+        f"{duration_range(expected.seconds_low, expected.seconds_high)} on {expected.device}"
         for expected in validation.durations
     )
 
@@ -105,6 +109,7 @@ def print_job(job: Job) -> None:
         ),
         ("attempt", f"{job.attempt} of {job.max_attempts}"),
         ("created", job.created_at.isoformat(timespec="seconds")),
+        ("time worked", duration(job.worked_seconds) if job.worked_seconds else None),
     ]
     if job.progress is not None and job.state == "running":
         fields.append(

@@ -15,7 +15,7 @@ from app.adapters.database.tables.jobs import (
 )
 from app.adapters.database.tables.keys import api_keys
 from app.adapters.database.tables.log_lines import log_lines
-from app.adapters.database.tables.rates import rates
+from app.adapters.database.tables.past_runs import past_runs, rates
 from app.adapters.database.tables.registry_hand_offs import hand_offs
 from app.adapters.database.tables.schema_window import schema_window
 from app.adapters.database.tables.sweeps import sweeps
@@ -38,6 +38,7 @@ __all__ = [
     "metadata",
     "orphans",
     "outbox",
+    "past_runs",
     "rates",
     "schema_window",
     "sweeps",

@@ -5,11 +5,11 @@ import { html, useEffect, useState } from "../../vendor/htm-preact.js";
 import { post } from "../../api.js";
 import { Card, Facts } from "../../components/basics.js";
 import { CopiedCode } from "../../components/code.js";
-import { bytes, count, duration, percent, roughly } from "../../format.js";
+import { bytes, count, duration, percent } from "../../format.js";
 import { stageName, stepText } from "../../words.js";
 import { Widths } from "./layers.js";
 import { Log } from "./log.js";
-import { layersPerMinute, useSteadyEta, workSeconds } from "./progress.js";
+import { layersPerMinute, leftText, useSteadyEta, workSeconds } from "./progress.js";
 import { Stages } from "./stages.js";
 import { Waiting } from "./waiting.js";
 import { WorkerCard } from "./worker.js";
@@ -34,7 +34,7 @@ function Progress({ job, events }) {
   const step = !progress ? "Starting…" : job.stage === "compress" && progress.layers ? `Compressing layer ${progress.layer + 1} of ${progress.layers}` : `${stageName(job.stage)}${progress.layers ? `, layer ${progress.layer + 1} of ${progress.layers}` : ""}`;
   return html`<section class="card gap" aria-label="Progress"><div class="body stack">
     <p class="spread"><span><span class="fraction">${percent(progress?.fraction ?? 0, 0)}</span> <span class="sub">${step}</span></span>
-      <span class="sub small">${!progress ? "" : left === null ? "Time left: estimating…" : html`about <b>${roughly(left)}</b> left · done by about ${endTime(left)}`}</span></p>
+      <span class="sub small">${!progress ? "" : left === null ? "Time left: estimating…" : html`<b>${leftText(job, left)}</b> left · done by about ${endTime(left)}`}</span></p>
     <progress max="1" value=${progress?.fraction ?? 0} aria-label="Progress"></progress>
     <${Stages} job=${job} events=${events} />
     ${progress?.message ? html`<p class="sub small" role="status">${stepText(progress.message)}</p>` : null}

@@ -81,11 +81,14 @@ function inOrder(word, text) {
   return [...word].every((letter) => (at = text.indexOf(letter, at + 1)) >= 0);
 }
 
-/** Seconds from start to end, or until now; null before the start. @param {any} job */
+/** States of a job that a worker has. */
+const HELD = ["running", "pausing", "cancelling"];
+
+/** Seconds in which workers ran a job, without queue and pauses; null before the start. @param {any} job */
 export function elapsed(job) {
   if (!job.started_at) return null;
-  const end = job.finished_at ? Date.parse(job.finished_at) : Date.now();
-  return Math.max(0, end - Date.parse(job.started_at)) / 1000;
+  const current = HELD.includes(job.state) ? (Date.now() - Date.parse(job.claimed_at)) / 1000 : 0;
+  return job.worked_seconds + Math.max(0, current);
 }
 
 /** @param {any} job @param {"bytes" | "perplexity"} what */

@@ -41,7 +41,7 @@ function Row({ job, selected, toggle, uploads }) {
     ["number", sizes(job)],
     ["number", quality(job)],
     ["number", generation(job)],
-    ["number wide", elapsed(job) === null ? "" : html`<span title="From start to end, pauses included">${duration(elapsed(job))}</span>`],
+    ["number wide", elapsed(job) === null ? "" : html`<span title="While a worker ran it, without queue and pauses">${duration(elapsed(job))}</span>`],
     ["", html`<span class="dim"><${Moment} moment=${job.created_at} text=${ago(job.created_at)} /></span>`],
   ];
   return html`<tr role="row">

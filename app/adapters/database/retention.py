@@ -161,7 +161,7 @@ def _due(limit: int | None) -> Select[Any]:
 
 
 def finish_expiry(transaction: Transaction, job_id: str) -> None:
-    """Delete the rows of removed objects, prompts, answers, log lines and progress events of the job.
+    """Delete rows of the job: removed objects, prompts, answers, log lines and progress events.
 
     Other events stay.
     """

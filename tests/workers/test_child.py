@@ -67,6 +67,7 @@ def test_a_stop_before_the_start_is_a_cancellation(tmp_path: Path) -> None:
     [
         (NumericalError("singular", layer=3, module="mlp"), "numerical", 3),
         (MemoryError(), "out_of_memory", None),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), "out_of_memory", None),
         (OutOfDeviceMemoryError("too little"), "out_of_device_memory", None),
         (ValueError("a bug"), "internal_error", None),
     ],

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 from app.services.admission import AdmittedJob
 from intraslice_core.config import AUTO, CompressionConfig
-from intraslice_core.cost_model import DenseModel, estimate, plan_tournament, stage_bytes
-from intraslice_core.cost_model.memory import PROCESS_BYTES
-from intraslice_core.plan import ModelGeometry, dense_parameters
-from intraslice_core.text_sources import WRITTEN
+from intraslice_core.cost_model import (
+    DenseModel,
+    estimate,
+    fine_tuning_bytes,
+    least_writing_bytes,
+    plan_tournament,
+    stage_bytes,
+)
+from intraslice_core.plan import ModelGeometry
 
 CONTEXT_BYTES = 2**29
 """GPU memory of the CUDA context and its kernels, which belongs to no tensor."""
@@ -49,8 +54,8 @@ def _largest_step(
     item = _DTYPE_BYTES.get(compression.dtype, max(dense.item_bytes, 2))
     stages = stage_bytes(geometry, compression, item, dense.item_bytes)
     steps = [stage.device for stage in stages.values()]
-    if any(part.source in WRITTEN for part in compression.resolved_calibration.parts()):
-        steps.append(dense_parameters(geometry) * item)
+    # A batch takes what memory is free, so that a single sequence is what must fit.
+    steps.append(least_writing_bytes(geometry, compression, item))
     if compression.recover is not None:
         steps.append(_fine_tuning_bytes(compression, dense, geometry, item))
     return max(steps)
@@ -60,8 +65,8 @@ def _fine_tuning_bytes(
     compression: CompressionConfig, dense: DenseModel, geometry: ModelGeometry, item: int
 ) -> int:
     """Return the memory of fine-tuning: both models where it distils, and the graph of a batch."""
-    names = {size: name for name, size in _DTYPE_BYTES.items() if name != "float16"}
-    settings = compression.model_copy(update={"dtype": names.get(item, "float32")})
+    assert compression.recover is not None
     model_type = dense.target_type(compression.target)
-    expected = estimate(geometry, dense.item_bytes, settings, None, model_type)
-    return expected.peak_memory_bytes - PROCESS_BYTES
+    expected = estimate(geometry, dense.item_bytes, compression, None, model_type)
+    params = (expected.params_before, expected.params_after)
+    return fine_tuning_bytes(geometry, compression.recover, params, item)

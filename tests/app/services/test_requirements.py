@@ -16,6 +16,7 @@ from app.services.requirements import CONTEXT_BYTES, required_gpu_bytes
 from app.services.resources import Resources
 from intraslice_core.config import CompressionConfig, CompressionSettings
 from intraslice_core.cost_model import DenseModel, read_dense, stage_bytes
+from intraslice_core.cost_model.memory import cache_bytes_per_token
 from intraslice_core.plan import dense_parameters
 from tests.app.builders import make_request
 from tests.app.checkpoints import headers_only
@@ -66,20 +67,35 @@ def test_a_wider_dtype_needs_more(dense: DenseModel) -> None:
     assert needed(dense, dtype="float32") > needed(dense, dtype="bfloat16") == needed(dense)
 
 
-def test_a_model_that_writes_its_calibration_text_is_on_the_gpu_as_a_whole(
+def test_a_model_that_writes_its_calibration_text_is_on_the_gpu_with_a_single_sequence(
     dense: DenseModel,
 ) -> None:
     assert dense.geometry is not None
     small = {"samples": 4, "sequence_length": 16, "self_share": 0.0}
     alone = needed(dense, method="magnitude", calibration=small | {"source": "pydoc"})
-    writing = needed(dense, method="magnitude", calibration=small | {"source": "self"})
-    assert writing == CONTEXT_BYTES + 2 * dense_parameters(dense.geometry) > alone
+    written = [
+        needed(dense, method="magnitude", calibration=small | {"source": "self", "samples": number})
+        for number in (1, 4, 64)
+    ]
+    token = cache_bytes_per_token(dense.geometry, 2)
+    least = 2 * dense_parameters(dense.geometry) + 16 * token
+    assert written == [CONTEXT_BYTES + least] * 3
+    assert least + CONTEXT_BYTES > alone
 
 
 def test_fine_tuning_needs_both_models(dense: DenseModel) -> None:
     assert dense.geometry is not None
     recovered = needed(dense, recover={"loss": "distill"})
     assert recovered > CONTEXT_BYTES + 2 * 1.5 * dense_parameters(dense.geometry)
+
+
+def test_fine_tuning_does_not_need_the_memory_of_a_large_batch_of_written_text(
+    dense: DenseModel,
+) -> None:
+    calibration = {"source": "self", "samples": 64, "sequence_length": 2048}
+    recover = {"loss": "distill", "batch_size": 1, "sequence_length": 64}
+    read = needed(dense, recover=recover, method="magnitude", calibration=LOCAL)
+    assert needed(dense, recover=recover, method="magnitude", calibration=calibration) == read
 
 
 def test_auto_needs_the_memory_of_its_largest_candidate(dense: DenseModel) -> None:

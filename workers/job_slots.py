@@ -55,10 +55,10 @@ class JobSlots:
     def run_without_hints(self, _resources: Resources) -> int:
         """Run queued jobs for which this worker may have received no hint; a polling task.
 
-        While the broker is away no hint arrives, and where workers differ in their devices, a hint
-        may have gone to one that cannot run the job.
+        While the broker is away no hint arrives, and where not every free slot can run every job,
+        a hint may have gone to one that cannot.
         """
-        if OUTAGES.lasts(BROKER) or (self._has_free() and fleet.has_gpus(self._resources)):
+        if OUTAGES.lasts(BROKER) or (self._has_free() and fleet.is_selective(self._resources)):
             return self.run_queued()
         return 0
 

@@ -19,7 +19,7 @@ from app.domain.validation import (
     predict,
     targets_for,
 )
-from app.domain.worker import Requirement
+from app.domain.worker import RequiredMemory, Requirement
 from app.services.admission import AdmittedJob, admit
 from app.services.fleet import cautions_of
 from app.services.requirements import required_gpu_bytes
@@ -52,16 +52,15 @@ def validate_job(resources: Resources, principal: Principal, request: JobRequest
     calibration = likely.resolved_calibration
     expected = _estimate(admitted, plan)
     durations, trials, further = _predicted(resources, admitted, expected, plan)
-    needed = required_gpu_bytes(admitted)
-    warnings += further
-    warnings += cautions_of(
-        resources,
-        Requirement.of(request.compression, needed),
-        None if expected is None else expected.peak_memory_bytes,
+    needed = RequiredMemory(
+        gpu_bytes=required_gpu_bytes(admitted),
+        host_bytes=None if expected is None else expected.peak_memory_bytes,
     )
+    warnings += further
+    warnings += cautions_of(resources, Requirement.of(request.compression, needed))
     return Validation(
         estimate=expected,
-        gpu_bytes=needed,
+        gpu_bytes=needed.gpu_bytes,
         seconds=durations[0].seconds if durations else None,
         durations=durations,
         targets=targets_for(admitted.dense),

@@ -1,7 +1,8 @@
-"""Memory that a job needs on a GPU, estimated when it is created and stored with it."""
+"""Memory that a job needs on a GPU or a CPU, estimated when it is created and stored with it."""
 
 from __future__ import annotations
 
+from app.domain.worker import RequiredMemory
 from app.services.admission import AdmittedJob
 from intraslice_core.config import AUTO, CompressionConfig
 from intraslice_core.cost_model import (
@@ -17,6 +18,27 @@ from intraslice_core.plan import ModelGeometry
 CONTEXT_BYTES = 2**29
 """GPU memory of the CUDA context and its kernels, which belongs to no tensor."""
 _DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+
+
+def required_memory(admitted: AdmittedJob) -> RequiredMemory:
+    """Return the memory that the job needs; unknown for a model that only a worker can read."""
+    return RequiredMemory(
+        gpu_bytes=required_gpu_bytes(admitted), host_bytes=required_host_bytes(admitted)
+    )
+
+
+def required_host_bytes(admitted: AdmittedJob) -> int | None:
+    """Return the memory that the job needs on a CPU, by the cost model, with its evaluation."""
+    dense = admitted.dense
+    if dense is None or dense.geometry is None:
+        return None
+    model_type = dense.target_type(admitted.compression.target)
+    return max(
+        estimate(
+            dense.geometry, dense.item_bytes, compression, admitted.evaluation, model_type
+        ).peak_memory_bytes
+        for compression in _candidates(admitted.compression, dense, dense.geometry)
+    )
 
 
 def required_gpu_bytes(admitted: AdmittedJob) -> int | None:

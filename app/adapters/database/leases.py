@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import timedelta
 
-from sqlalchemy import ColumnElement, and_, func, select, true, update
+from sqlalchemy import ColumnElement, and_, false, func, or_, select, true, update
 
 from app.adapters.database import workers
-from app.adapters.database.capability import can_run
+from app.adapters.database.capability import can_run, fits_host, runs_on
 from app.adapters.database.engine import Transaction
 from app.adapters.database.job_rows import COLUMNS, change, fetch, from_now, owned, seconds
 from app.adapters.database.notifications import announcement
 from app.adapters.database.tables import jobs
 from app.domain.job import JobRecord, Lease, Progress
 from app.domain.lifecycle import LEASED, TRANSITIONS, Action, State
-from app.domain.worker import Slot
+from app.domain.worker import Device, Slot
 from intraslice_core.progress import Stage
 
 
@@ -24,7 +25,8 @@ def claim_next(
     """Take the lease of a queued job and raise its fencing token; None if there is none to run.
 
     Of the jobs that the slot's device can run, the one of highest priority comes first, among
-    equals the oldest. A job that the device cannot run does not hold up those behind it.
+    equals the oldest. A job that the device cannot run does not hold up those behind it. One on a
+    CPU that waits for memory of the host does: smaller ones would always come first.
 
     Args:
         transaction: the transaction of the claim.
@@ -32,9 +34,10 @@ def claim_next(
         lease_seconds: time until the lease expires.
         slot: the free slot; None claims any job, as workers do that have registered no devices.
     """
+    capable, has_room = _conditions(transaction, owner, slot)
     following = (
         select(jobs.c.id)
-        .where(jobs.c.state == State.QUEUED, _can_run(transaction, slot))
+        .where(jobs.c.state == State.QUEUED, capable)
         .order_by(jobs.c.priority.desc(), jobs.c.id)
         .limit(1)
         .with_for_update(skip_locked=True)
@@ -44,6 +47,7 @@ def claim_next(
         and_(
             jobs.c.id == following.scalar_subquery(),
             jobs.c.state.in_(TRANSITIONS[Action.CLAIM].sources),
+            has_room,
         ),
         state=TRANSITIONS[Action.CLAIM].target,
         lease_owner=owner,
@@ -60,13 +64,45 @@ def claim_next(
     )
 
 
-def _can_run(transaction: Transaction, slot: Slot | None) -> ColumnElement[bool]:
-    """Return the condition that the slot may claim a job."""
+def _conditions(
+    transaction: Transaction, owner: str, slot: Slot | None
+) -> tuple[ColumnElement[bool], ColumnElement[bool]]:
+    """Return the conditions that the slot can run a job, and that its host has room for it now."""
     if slot is None:
-        return true()
+        return true(), true()
+    if slot.device.kind == "cpu":
+        total = slot.device.memory_bytes
+        capable = can_run(slot.device, (), total)
+        if slot.device.jobs_at_once == 1:
+            return capable, true()
+        return capable, fits_host(total - _host_bytes_in_use(transaction, owner, ()))
     # Only a GPU asks which devices the other workers have.
-    registered = () if slot.device.kind == "cpu" else workers.live_devices(transaction)
-    return can_run(slot.device, registered)
+    registered = workers.live_registrations(transaction)
+    own = next((worker for worker in registered if worker.id == owner), None)
+    # A worker that has yet to register takes no job that needs the memory of its host.
+    free = 0
+    if own is not None:
+        free = own.host_memory_bytes - _host_bytes_in_use(transaction, owner, own.devices)
+    # A GPU is not left idle for a job that would run on its host's CPU.
+    return can_run(slot.device, registered, free), true()
+
+
+def _host_bytes_in_use(transaction: Transaction, owner: str, devices: Sequence[Device]) -> int:
+    """Return the host memory of the worker's running jobs, without those that run on its GPUs.
+
+    Until the transaction ends, claims of the worker's other slots wait: they would find the same
+    memory free.
+    """
+    transaction.execute(select(func.pg_advisory_xact_lock(func.hashtextextended(owner, 0))))
+    on_gpus = [
+        and_(jobs.c.device_number == number, runs_on(device))
+        for number, device in enumerate(devices)
+        if device.kind == "gpu"
+    ]
+    query = select(func.sum(jobs.c.host_bytes)).where(
+        jobs.c.lease_owner == owner, jobs.c.state.in_(LEASED), ~or_(false(), *on_gpus)
+    )
+    return int(transaction.scalar(query) or 0)
 
 
 def renew(transaction: Transaction, lease: Lease, lease_seconds: float) -> State | None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from fastapi.testclient import TestClient
 from sqlalchemy import text
 
+from app.domain.job import JobError
 from app.domain.lifecycle import State
 from app.domain.principal import OPERATOR, Scope
 from app.domain.worker import GIB, Slot, WaitingCode
@@ -17,7 +19,7 @@ from app.services.resources import Resources
 from app.services.watching import Watching
 from app.telemetry.outages import DATABASE, Outages
 from tests.app.builders import key_of
-from tests.app.fleets import CPU, HOST_BYTES, enqueue, gpu, miss_heartbeats, register, slots
+from tests.app.fleets import CPU, HOST_BYTES, cpu, enqueue, gpu, miss_heartbeats, register, slots
 
 pytestmark = [pytest.mark.postgres, pytest.mark.broker]
 
@@ -110,10 +112,105 @@ def test_a_gpu_is_not_taken_by_a_job_on_cpu_while_there_is_a_worker_without_gpus
     assert claimed.id == job.id
 
 
+def test_a_worker_claims_no_job_that_exceeds_its_host(resources: Resources) -> None:
+    large = enqueue(resources, device="cpu", host_gib=33)
+    behind = enqueue(resources, host_gib=32)
+    small = slots(cpu(32))[0]
+    claimed = claims.claim_next_job(resources, "small", small)
+    assert claimed is not None
+    assert claimed.id == behind.id
+    assert claims.claim_next_job(resources, "small", small) is None
+    register(resources, "small", cpu(32))
+    assert reason(resources, large.id) == "waiting: no worker with ≥ 33 GiB of memory"
+    register(resources, "large", cpu(64))
+    assert reason(resources, large.id) is None
+    again = claims.claim_next_job(resources, "large", slots(cpu(64))[0])
+    assert again is not None
+    assert again.id == large.id
+
+
+def test_jobs_that_share_a_host_share_its_memory(resources: Resources) -> None:
+    host = slots(cpu(64, jobs_at_once=3))[0]
+    first, large, behind = (enqueue(resources, host_gib=size) for size in (30, 40, 20))
+    assert taken(resources, "worker", host) == first.id
+    assert taken(resources, "worker", host) is None, "smaller jobs would always come first"
+    elsewhere = slots(cpu(64))[0]
+    assert taken(resources, "other", elsewhere) == large.id, "it has a host of its own"
+    assert taken(resources, "worker", host) == behind.id
+    fourth = enqueue(resources, host_gib=40)
+    assert taken(resources, "worker", host) is None
+    assert reason(resources, fourth.id) == "waiting: no worker is registered"
+    running = jobs.get_job(resources, OPERATOR, first.id)
+    claims.fail_job(resources, running.lease, JobError(code="numerical", message="NaN"))
+    assert taken(resources, "worker", host) == fourth.id
+
+
+def taken(resources: Resources, owner: str, slot: Slot) -> str | None:
+    """Return the job that a worker claims for a slot."""
+    claimed = claims.claim_next_job(resources, owner, slot)
+    return claimed and claimed.id
+
+
+def test_claims_of_one_worker_do_not_count_the_same_memory_twice(resources: Resources) -> None:
+    host = slots(cpu(64, jobs_at_once=8))[0]
+    for _ in range(8):
+        enqueue(resources, host_gib=30)
+    with ThreadPoolExecutor(8) as pool:
+        results = list(pool.map(lambda _: taken(resources, "worker", host), range(8)))
+    assert len([job for job in results if job is not None]) == 2
+
+
+def test_the_host_of_gpus_has_the_memory_of_the_jobs_on_its_cpu(resources: Resources) -> None:
+    devices = (gpu(24), gpu(24), gpu(24))
+    register(resources, "worker", *devices)
+    on_gpu = enqueue(resources, gib=10, host_gib=100)
+    on_host = enqueue(resources, device="cpu", host_gib=100)
+    beside = enqueue(resources, device="cpu", host_gib=30)
+    larger = enqueue(resources, device="cpu", host_gib=129)
+    first, second, third = slots(*devices)
+    assert taken(resources, "unregistered", first) == on_gpu.id
+    assert taken(resources, "unregistered", second) is None, "the memory of its host is unknown"
+    unlike = enqueue(resources, gib=10, host_gib=100)
+    assert taken(resources, "worker", first) == on_host.id
+    assert taken(resources, "worker", second) == unlike.id, "28 GiB are free, which it does not need"
+    assert taken(resources, "worker", third) is None
+    smaller = enqueue(resources, device="cpu", host_gib=28)
+    assert taken(resources, "worker", third) == smaller.id
+    assert reason(resources, beside.id) is None
+    assert reason(resources, larger.id) == "waiting: no worker with ≥ 129 GiB of memory"
+
+
+def test_a_gpu_takes_jobs_of_the_cpu_that_are_too_large_for_the_workers_without_gpus(
+    resources: Resources,
+) -> None:
+    enqueue(resources, device="cpu", host_gib=20)
+    large = enqueue(resources, device="cpu", host_gib=40)
+    register(resources, "cpu", cpu(32))
+    register(resources, "gpu", gpu(24))
+    assert taken(resources, "gpu", slot_of(24)) == large.id
+    assert taken(resources, "gpu", slot_of(24)) is None
+
+
+def test_free_slots_may_be_unable_to_run_what_others_can_unless_all_workers_are_alike(
+    resources: Resources,
+) -> None:
+    register(resources, "a", cpu(64))
+    register(resources, "b", cpu(64))
+    assert not fleet.is_selective(resources)
+    register(resources, "b", cpu(32))
+    assert fleet.is_selective(resources)
+    register(resources, "b", cpu(64, jobs_at_once=2))
+    assert fleet.is_selective(resources)
+    fleet.unregister(resources, "a")
+    assert not fleet.is_selective(resources), "no other worker takes its hints"
+    register(resources, "a", gpu(8))
+    assert fleet.is_selective(resources)
+
+
 def test_workers_of_earlier_releases_claim_any_job_without_a_registration(
     resources: Resources,
 ) -> None:
-    job = enqueue(resources, gib=400)
+    job = enqueue(resources, gib=400, host_gib=400)
     claimed = claims.claim_next_job(resources, "earlier")
     assert claimed is not None
     assert claimed.id == job.id
@@ -222,16 +319,19 @@ def test_waiting_jobs_are_counted_by_reason(resources: Resources) -> None:
     enqueue(resources, device="cuda:1", gib=60)
     enqueue(resources, device="gpu", gib=10)
     enqueue(resources)
+    enqueue(resources, device="cpu", host_gib=200)
     assert measure_backlog(resources).waiting == {
-        WaitingCode.NO_WORKER: 4,
+        WaitingCode.NO_WORKER: 5,
         WaitingCode.NO_GPU: 0,
         WaitingCode.GPU_DTYPE: 0,
         WaitingCode.GPU_MEMORY: 0,
+        WaitingCode.HOST_MEMORY: 0,
     }
     register(resources, "small", CPU, gpu(24))
     backlog = measure_backlog(resources)
     assert {code: number for code, number in backlog.waiting.items() if number} == {
-        WaitingCode.GPU_MEMORY: 2
+        WaitingCode.GPU_MEMORY: 2,
+        WaitingCode.HOST_MEMORY: 1,
     }
     assert backlog.devices == {"cpu": 1, "gpu": 1}
 

@@ -116,17 +116,13 @@ def test_a_worker_claims_no_job_that_exceeds_its_host(resources: Resources) -> N
     large = enqueue(resources, device="cpu", host_gib=33)
     behind = enqueue(resources, host_gib=32)
     small = slots(cpu(32))[0]
-    claimed = claims.claim_next_job(resources, "small", small)
-    assert claimed is not None
-    assert claimed.id == behind.id
-    assert claims.claim_next_job(resources, "small", small) is None
+    assert taken(resources, "small", small) == behind.id
+    assert taken(resources, "small", small) is None
     register(resources, "small", cpu(32))
     assert reason(resources, large.id) == "waiting: no worker with ≥ 33 GiB of memory"
     register(resources, "large", cpu(64))
     assert reason(resources, large.id) is None
-    again = claims.claim_next_job(resources, "large", slots(cpu(64))[0])
-    assert again is not None
-    assert again.id == large.id
+    assert taken(resources, "large", slots(cpu(64))[0]) == large.id
 
 
 def test_jobs_that_share_a_host_share_its_memory(resources: Resources) -> None:
@@ -187,8 +183,8 @@ def test_a_gpu_takes_jobs_of_the_cpu_that_are_too_large_for_the_workers_without_
     large = enqueue(resources, device="cpu", host_gib=40)
     register(resources, "cpu", cpu(32))
     register(resources, "gpu", gpu(24))
-    assert taken(resources, "gpu", slot_of(24)) == large.id
-    assert taken(resources, "gpu", slot_of(24)) is None
+    assert taken(resources, "gpu", slots(gpu(24))[0]) == large.id
+    assert taken(resources, "gpu", slots(gpu(24))[0]) is None
 
 
 def test_free_slots_may_be_unable_to_run_what_others_can_unless_all_workers_are_alike(

@@ -94,8 +94,8 @@ class Fleet(RuleBasedStateMachine):
 
     resources: ClassVar[Resources]
 
-    @initialize()
-    def start(self) -> None:
+    @initialize(hosts=st.lists(st.sampled_from([33, 40]), max_size=3))
+    def start(self, hosts: list[int]) -> None:
         self.queue: dict[str, Queued] = {}
         self.devices: dict[str, Device] = {
             "a": cpu(64, jobs_at_once=3),
@@ -104,6 +104,11 @@ class Fleet(RuleBasedStateMachine):
         }
         self.live: set[str] = set()
         self.running: list[Running] = []
+        for host in hosts:
+            job = enqueue(self.resources, device="cpu", host_gib=host, priority=1)
+            self.queue[job.id] = Queued(
+                id=job.id, device="cpu", dtype="auto", gib=0, host_gib=host, priority=1
+            )
 
     @property
     def live_devices(self) -> list[Device]:
@@ -161,7 +166,7 @@ class Fleet(RuleBasedStateMachine):
             priority=priority,
         )
 
-    @rule(name=WORKERS, ends=st.booleans())
+    @rule(name=WORKERS, ends=st.sampled_from([False, False, True]))
     def worker_claims(self, name: str, ends: bool) -> None:
         device, free = self.devices[name], self.free_gib(name)
         (slot,) = slots(device)
@@ -219,7 +224,7 @@ def test_claims_equal_a_search_of_the_whole_queue(resources: Resources) -> None:
     run_state_machine_as_test(
         Fleet,
         settings=settings(
-            max_examples=60,
+            max_examples=45,
             stateful_step_count=25,
             deadline=None,
             suppress_health_check=list(HealthCheck),

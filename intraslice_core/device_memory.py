@@ -25,14 +25,10 @@ _Result = TypeVar("_Result")
 SPARE_SHARE = 0.2
 """Share of the memory that has to stay free for a layer to need no precautions."""
 
-_SIGNS = (
-    "CUDA out of memory",
-    "MPS backend out of memory",
-    "CUDA error: out of memory",
-    "CUBLAS_STATUS_ALLOC_FAILED",
-    "CUSOLVER_STATUS_ALLOC_FAILED",
-)
-"""Parts of the messages of errors that have no class of their own, and of other processes."""
+_SIGNS = ("out of memory", "ALLOC_FAILED")
+"""Parts of the messages of CUDA and its libraries, whose errors have no class, and of processes."""
+_HOST_SIGN = "DefaultCPUAllocator"
+"""Part of the message with which torch fails to allocate host memory, in every system's words."""
 _UNITS = {"bytes": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
 _SIZE = rf"([\d.]+) ({'|'.join(_UNITS)})"
 _NEEDED = re.compile(rf"Tried to allocate {_SIZE}")
@@ -53,6 +49,11 @@ def is_out_of_memory(error: BaseException) -> bool:
 def says_out_of_memory(text: str) -> bool:
     """Report whether a message is that of a device with too little memory."""
     return any(sign in text for sign in _SIGNS)
+
+
+def lacks_memory(error: BaseException) -> bool:
+    """Report whether an error means that a device or the host has too little memory."""
+    return is_out_of_memory(error) or _HOST_SIGN in str(error)
 
 
 def out_of_device_memory(text: str, lower: str) -> OutOfDeviceMemoryError:

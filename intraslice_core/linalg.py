@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from intraslice_core.device import factorisation_path
+from intraslice_core.device_memory import lacks_memory
 from intraslice_core.errors import NumericalError
 from intraslice_core.mixed_precision import (
     RoundedFactor,
@@ -72,17 +73,9 @@ def _numerical_errors(what: str) -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        if _lacks_memory(error):
+        if lacks_memory(error):
             raise
         raise NumericalError(f"{what} failed: {error}") from error
-
-
-def _lacks_memory(error: RuntimeError) -> bool:
-    """Report whether an error is an allocator's; CUDA's libraries have no type for theirs."""
-    text = str(error)
-    return isinstance(error, torch.OutOfMemoryError) or any(
-        words in text for words in ("ALLOC_FAILED", "out of memory", "not enough memory")
-    )
 
 
 class Factor:

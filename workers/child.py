@@ -34,6 +34,7 @@ from workers.messages import (
 from workers.telemetry import StageSpans
 
 _PR_SET_PDEATHSIG = 1
+_LACKS_MEMORY = "the engine process ran out of memory"
 _log = get_logger(__name__)
 _NUMBER = re.compile(r"\d+")
 
@@ -68,10 +69,20 @@ class Child:
         except IntraSliceError as error:
             return self._engine_failure(error)
         except MemoryError:
-            return self._failure(OUT_OF_MEMORY, "the engine process ran out of memory")
+            return self._failure(OUT_OF_MEMORY, _LACKS_MEMORY)
         except Exception as error:
-            _log.exception("engine_crashed")
-            return self._failure(INTERNAL, f"{type(error).__name__}: {error}")
+            return self._unexpected(error)
+
+    def _unexpected(self, error: Exception) -> FailedMessage:
+        """Return the message of an error that the engine has not translated."""
+        if isinstance(error, RuntimeError):
+            from intraslice_core.device_memory import lacks_memory
+
+            # torch raises a plain RuntimeError where host memory is short, not a MemoryError.
+            if lacks_memory(error):
+                return self._failure(OUT_OF_MEMORY, _LACKS_MEMORY)
+        _log.exception("engine_crashed")
+        return self._failure(INTERNAL, f"{type(error).__name__}: {error}")
 
     def _compress(self, request: ChildRequest) -> dict[str, object]:
         # Imported here: an invalid request or an early stop does not pay for torch.

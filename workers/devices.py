@@ -98,7 +98,7 @@ def place(job: JobRecord, slot: Slot | None) -> Placement:
     if slot is None or slot.device.kind == "cpu":
         visible = None if slot is None else slot.visible_devices
         return Placement(device=job.compression.device, visible_devices=visible)
-    requirement = Requirement.of(job.compression, job.gpu_bytes)
+    requirement = Requirement.of(job.compression, job.memory)
     asks_for_gpu = requirement.device is DeviceChoice.GPU
     if asks_for_gpu or (requirement.device is DeviceChoice.AUTO and slot.device.fits(requirement)):
         return Placement(device="cuda", visible_devices=slot.visible_devices)

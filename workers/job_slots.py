@@ -59,9 +59,9 @@ class JobSlots:
     def run_without_hints(self, _resources: Resources) -> int:
         """Run queued jobs for which this worker may have received no hint; a polling task.
 
-        While the broker is away no hint arrives, and where workers differ in their devices, a hint
-        may have gone to one that cannot run the job. A prompt may have been queued again while
-        every slot was busy with jobs.
+        While the broker is away no hint arrives, and where not every free slot can run every job,
+        a hint may have gone to one that cannot. A prompt may have been queued again while every
+        slot was busy with jobs.
         """
         if OUTAGES.lasts(BROKER) or (self._has_free() and self._may_have_missed_hints()):
             return self.run_queued()
@@ -69,7 +69,7 @@ class JobSlots:
 
     def _may_have_missed_hints(self) -> bool:
         resources = self._resources
-        if fleet.has_gpus(resources):
+        if fleet.is_selective(resources):
             return True
         return resources.settings.playground and generation_claims.has_queued(resources)
 

@@ -18,7 +18,7 @@ from app.domain.errors import (
 )
 from app.domain.job import JobError, JobRecord, JobRequest
 from app.domain.lifecycle import TERMINAL
-from app.domain.worker import DeviceChoice, Requirement, Slot
+from app.domain.worker import DeviceChoice, RequiredMemory, Requirement, Slot
 from app.services import claims, estimates, fleet, publication, sweeps, upload_contents, uploads
 from app.services.admission import AdmittedJob, admit
 from app.services.resources import Resources
@@ -355,7 +355,8 @@ class Attempt:
         if self._slot is None or error.code != failures.OUT_OF_DEVICE_MEMORY:
             return None
         needed = self._slot.device.memory_bytes + 1
-        requirement = Requirement.of(self._job.compression, needed)
+        memory = RequiredMemory(gpu_bytes=needed, host_bytes=self._job.host_bytes)
+        requirement = Requirement.of(self._job.compression, memory)
         return needed if fleet.can_run(self._resources, requirement) else None
 
     def _persist(self, write: Callable[[], JobRecord]) -> JobRecord:

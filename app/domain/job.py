@@ -11,7 +11,7 @@ from pydantic import Field
 from app.domain.lifecycle import State
 from app.domain.model_source import ModelSource
 from app.domain.resource import ApiModel, Page, Resource
-from app.domain.worker import Waiting
+from app.domain.worker import RequiredMemory, Waiting
 from intraslice_core.config import CompressionConfig, EvaluationConfig, FrozenModel
 from intraslice_core.progress import LayerDone, Stage
 from intraslice_core.text_sources import Domain
@@ -228,6 +228,12 @@ class JobRecord(Job):
     """Prefix of the job's keys in the store; empty for jobs of earlier releases."""
     gpu_bytes: int | None = Field(default=None, exclude=True)
     """Memory that the job needs on a GPU; None if it was not known when it was created."""
+    host_bytes: int | None = Field(default=None, exclude=True)
+    """Memory that it needs on a host whose CPU runs it."""
+
+    @property
+    def memory(self) -> RequiredMemory:
+        return RequiredMemory(gpu_bytes=self.gpu_bytes, host_bytes=self.host_bytes)
 
     @property
     def lease(self) -> Lease:

@@ -1,7 +1,8 @@
 """Workers and their devices, the device that a job requires, and why a queued job waits.
 
 A job asks for a kind of device, `auto`, `cpu` or `gpu`; which worker and which of its GPUs runs it
-is decided by the claim. A job on `auto` runs on a GPU that fits, or else on a CPU.
+is decided by the claim. A job on `auto` runs on a GPU that fits, or else on a CPU whose host has
+the memory.
 """
 
 from __future__ import annotations
@@ -48,22 +49,29 @@ def requested_device(name: str) -> DeviceChoice:
 
 
 @dataclass(frozen=True, kw_only=True)
+class RequiredMemory:
+    """Memory that a job needs, estimated when it is created; None where it is not known."""
+
+    gpu_bytes: int | None = None
+    """On a GPU."""
+    host_bytes: int | None = None
+    """On a host whose CPU runs the job."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Requirement:
     """Kind, dtype and memory of the devices that can run a job."""
 
     device: DeviceChoice
     dtype: str
     """Compute dtype; `auto` is available everywhere."""
-    gpu_bytes: int | None
-    """Memory on a GPU, estimated when the job was created; None if it is not known."""
+    memory: RequiredMemory
 
     @classmethod
-    def of(cls, compression: CompressionSettings, gpu_bytes: int | None) -> Self:
+    def of(cls, compression: CompressionSettings, memory: RequiredMemory) -> Self:
         """Return the requirement of a job's settings and its estimated memory."""
         return cls(
-            device=requested_device(compression.device),
-            dtype=compression.dtype,
-            gpu_bytes=gpu_bytes,
+            device=requested_device(compression.device), dtype=compression.dtype, memory=memory
         )
 
 
@@ -95,7 +103,7 @@ class Device(ApiModel):
 
     def fits(self, requirement: Requirement) -> bool:
         """Return whether the device is a GPU that meets the requirement."""
-        needed = requirement.gpu_bytes or 0
+        needed = requirement.memory.gpu_bytes or 0
         return (
             self.kind == "gpu" and self.computes(requirement.dtype) and needed <= self.memory_bytes
         )
@@ -159,6 +167,7 @@ class WaitingCode(StrEnum):
     NO_GPU = "no_gpu"
     GPU_DTYPE = "gpu_dtype"
     GPU_MEMORY = "gpu_memory"
+    HOST_MEMORY = "host_memory"
 
 
 class Waiting(ApiModel):
@@ -169,21 +178,39 @@ class Waiting(ApiModel):
     gpu_bytes: int | None = Field(
         default=None, description="Memory that the job needs on a GPU, where that is the reason."
     )
+    host_bytes: int | None = Field(
+        default=None, description="Memory that the job needs on a CPU, where that is the reason."
+    )
 
 
-def waiting_reason(requirement: Requirement, devices: Iterable[Device]) -> Waiting | None:
-    """Return why none of the registered devices can run a job; None if one can.
+def waiting_reason(requirement: Requirement, workers: Iterable[Registration]) -> Waiting | None:
+    """Return why none of the registered workers can run a job; None if one can.
 
     Args:
         requirement: what the job requires.
-        devices: devices of all live workers, busy or not.
+        workers: all live workers, busy or not.
     """
-    registered = tuple(devices)
+    registered = tuple(workers)
     if not registered:
         return Waiting(code=WaitingCode.NO_WORKER, message="waiting: no worker is registered")
-    if requirement.device is not DeviceChoice.GPU:
+    devices = [device for worker in registered for device in worker.devices]
+    if requirement.device is DeviceChoice.GPU:
+        return _lacking_gpu(requirement, [device for device in devices if device.kind == "gpu"])
+    may_use_gpu = requirement.device is DeviceChoice.AUTO
+    if may_use_gpu and any(device.fits(requirement) for device in devices):
         return None
-    gpus = [device for device in registered if device.kind == "gpu"]
+    needed = requirement.memory.host_bytes or 0
+    if needed <= max(worker.host_memory_bytes for worker in registered):
+        return None
+    return Waiting(
+        code=WaitingCode.HOST_MEMORY,
+        message=f"waiting: no worker with {_at_least(needed)} of memory",
+        host_bytes=needed,
+    )
+
+
+def _lacking_gpu(requirement: Requirement, gpus: Sequence[Device]) -> Waiting | None:
+    """Return why no GPU can run a job that asks for one; None if one can."""
     if not gpus:
         return Waiting(code=WaitingCode.NO_GPU, message="waiting: no worker with a GPU")
     able = [gpu for gpu in gpus if gpu.computes(requirement.dtype)]
@@ -192,11 +219,14 @@ def waiting_reason(requirement: Requirement, devices: Iterable[Device]) -> Waiti
         return Waiting(code=WaitingCode.GPU_DTYPE, message=message)
     if any(gpu.fits(requirement) for gpu in able):
         return None
-    needed = requirement.gpu_bytes or 0
-    size = f"≥ {math.ceil(needed / GIB)} GiB"
+    needed = requirement.memory.gpu_bytes or 0
     suffix = f" that computes in {requirement.dtype}" if len(able) < len(gpus) else ""
     return Waiting(
         code=WaitingCode.GPU_MEMORY,
-        message=f"waiting: no worker with a GPU of {size}{suffix}",
+        message=f"waiting: no worker with a GPU of {_at_least(needed)}{suffix}",
         gpu_bytes=needed,
     )
+
+
+def _at_least(needed: int) -> str:
+    return f"≥ {math.ceil(needed / GIB)} GiB"

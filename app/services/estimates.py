@@ -18,7 +18,7 @@ from app.domain.validation import (
     cautions,
     targets_for,
 )
-from app.domain.worker import Requirement
+from app.domain.worker import RequiredMemory, Requirement
 from app.services import fleet
 from app.services.admission import AdmittedJob
 from app.services.requirements import required_gpu_bytes
@@ -67,16 +67,18 @@ def validate_job(resources: Resources, principal: Principal, request: JobRequest
     warnings = cautions(admitted.dense, likely, admitted.evaluation)
     calibration = likely.resolved_calibration
     expected = _estimate(admitted, plan)
-    requirement = Requirement.of(request.compression, required_gpu_bytes(admitted))
+    needed = RequiredMemory(
+        gpu_bytes=required_gpu_bytes(admitted),
+        host_bytes=None if expected is None else expected.peak_memory_bytes,
+    )
+    requirement = Requirement.of(request.compression, needed)
     times = _predicted(resources, admitted, plan, requirement)
     warnings += _about_estimates(resources, admitted, expected, times)
-    warnings += fleet.cautions_of(
-        resources, requirement, None if expected is None else expected.peak_memory_bytes
-    )
+    warnings += fleet.cautions_of(resources, requirement)
     likely_time = times.likely
     return Validation(
         estimate=expected,
-        gpu_bytes=requirement.gpu_bytes,
+        gpu_bytes=needed.gpu_bytes,
         seconds_low=None if likely_time is None else likely_time.low,
         seconds=None if likely_time is None else likely_time.expected,
         seconds_high=None if likely_time is None else likely_time.high,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
 
 from app.adapters.database import jobs, workers
 from app.adapters.database.engine import Transaction
@@ -13,11 +12,11 @@ from app.domain.worker import (
     Registration,
     Requirement,
     WaitingCode,
-    Worker,
     waiting_reason,
 )
 from app.services.resources import Resources
 from app.telemetry import get_logger
+from app.telemetry.outages import DATABASE, OUTAGES
 
 _MISSED_HEARTBEATS = 6
 """Heartbeats that a worker may miss before its registration expires."""
@@ -44,7 +43,13 @@ def unregister(resources: Resources, worker_id: str) -> None:
 
 
 def remove_silent(resources: Resources) -> None:
-    """Remove the registrations of workers whose heartbeats are missing."""
+    """Remove the registrations of workers whose heartbeats are missing.
+
+    After an outage of the database they are missing because of it: until every worker has had the
+    usual time to renew its registration, none is removed.
+    """
+    if OUTAGES.lasted_within(DATABASE, expiry_seconds(resources)):
+        return
     with resources.database.transaction() as transaction:
         silent = workers.remove_expired(transaction)
         if silent:
@@ -53,10 +58,20 @@ def remove_silent(resources: Resources) -> None:
         _log.warning("worker_silent", silent_worker=worker_id)
 
 
-def has_gpus(resources: Resources) -> bool:
-    """Return whether a live worker has registered a GPU, which not every job fits."""
+def is_selective(resources: Resources) -> bool:
+    """Return whether a free slot of a live worker may have to leave a job to others or for later.
+
+    So it is with GPUs, with hosts of several sizes, and where several jobs share a host: when one
+    leaves its memory, its slot takes one of the jobs that have room then.
+    """
     with resources.database.transaction() as transaction:
-        return any(device.kind == "gpu" for device in workers.live_devices(transaction))
+        registered = workers.live_registrations(transaction)
+    devices = [device for worker in registered for device in worker.devices]
+    return (
+        any(device.kind == "gpu" for device in devices)
+        or len({worker.host_memory_bytes for worker in registered}) > 1
+        or any(device.jobs_at_once > 1 for device in devices)
+    )
 
 
 def name_of_gpu(resources: Resources, requirement: Requirement) -> str | None:
@@ -64,22 +79,23 @@ def name_of_gpu(resources: Resources, requirement: Requirement) -> str | None:
     if requirement.device is DeviceChoice.CPU:
         return None
     with resources.database.transaction() as transaction:
-        devices = workers.live_devices(transaction)
+        registered = workers.live_registrations(transaction)
+    devices = (device for worker in registered for device in worker.devices)
     return next((device.name for device in devices if device.fits(requirement)), None)
 
 
 def can_run(resources: Resources, requirement: Requirement) -> bool:
     """Return whether a live worker can run a job with this requirement."""
     with resources.database.transaction() as transaction:
-        return waiting_reason(requirement, workers.live_devices(transaction)) is None
+        return waiting_reason(requirement, workers.live_registrations(transaction)) is None
 
 
 def count_waiting(transaction: Transaction) -> dict[WaitingCode, int]:
     """Return the number of queued jobs that no registered worker can run, for each reason."""
-    devices = workers.live_devices(transaction)
+    registered = workers.live_registrations(transaction)
     counts: Counter[WaitingCode] = Counter()
     for requirement, number in jobs.queued_requirements(transaction):
-        reason = waiting_reason(requirement, devices)
+        reason = waiting_reason(requirement, registered)
         if reason is not None:
             counts[reason.code] += number
     return {code: counts[code] for code in WaitingCode}
@@ -87,28 +103,20 @@ def count_waiting(transaction: Transaction) -> dict[WaitingCode, int]:
 
 def count_devices(transaction: Transaction) -> dict[str, int]:
     """Return the number of registered devices of each kind."""
-    kinds = Counter(device.kind for device in workers.live_devices(transaction))
+    registered = workers.live_registrations(transaction)
+    kinds = Counter(device.kind for worker in registered for device in worker.devices)
     return {"cpu": kinds["cpu"], "gpu": kinds["gpu"]}
 
 
-def cautions_of(
-    resources: Resources, requirement: Requirement, host_bytes: int | None
-) -> list[Caution]:
-    """Return warnings about a job that no registered worker can run, or none with enough memory.
-
-    Args:
-        resources: the process's resources.
-        requirement: what the job requires of a device.
-        host_bytes: memory that it needs on a CPU; None if it is not known.
-    """
+def cautions_of(resources: Resources, requirement: Requirement) -> list[Caution]:
+    """Return a warning about a job that no registered worker can run."""
     with resources.database.transaction() as transaction:
-        registered = workers.live(transaction, project_id="")
-    devices = [device for worker in registered for device in worker.devices]
-    reason = waiting_reason(requirement, devices)
-    if reason is not None:
-        message = f"the job would be queued, {reason.message}; {_ADVICE[reason.code]}"
-        return [Caution(code="no_suitable_worker", message=message)]
-    return _about_memory(requirement, host_bytes, registered)
+        reason = waiting_reason(requirement, workers.live_registrations(transaction))
+    if reason is None:
+        return []
+    message = f"the job would be queued, {reason.message}; {_ADVICE[reason.code]}"
+    code = "memory_short" if reason.code is WaitingCode.HOST_MEMORY else "no_suitable_worker"
+    return [Caution(code=code, message=message)]
 
 
 _ADVICE = {
@@ -116,23 +124,5 @@ _ADVICE = {
     WaitingCode.NO_GPU: "start one, or set device to auto or cpu",
     WaitingCode.GPU_DTYPE: "start one, or set dtype or device to auto",
     WaitingCode.GPU_MEMORY: "start one, or set device to auto, which uses a CPU then",
+    WaitingCode.HOST_MEMORY: "start one, or lower batch_size or the calibration tokens",
 }
-
-
-def _about_memory(
-    requirement: Requirement, host_bytes: int | None, registered: Iterable[Worker]
-) -> list[Caution]:
-    """Return a warning if a job that runs on a CPU needs more memory than any worker's host has."""
-    on_gpu = any(device.fits(requirement) for worker in registered for device in worker.devices)
-    if host_bytes is None or requirement.device is DeviceChoice.GPU:
-        return []
-    if requirement.device is DeviceChoice.AUTO and on_gpu:
-        return []
-    largest = max((worker.host_memory_bytes for worker in registered), default=0)
-    if host_bytes <= largest:
-        return []
-    message = (
-        f"the job needs {host_bytes / 1e9:.1f} GB of memory on a CPU, the largest worker has"
-        f" {largest / 1e9:.1f} GB: lower batch_size or the calibration tokens"
-    )
-    return [Caution(code="memory_short", message=message)]

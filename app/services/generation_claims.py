@@ -52,7 +52,7 @@ def claim_next_generation(
 ) -> ClaimedGeneration | None:
     """Claim the oldest queued generation, unless a job waits that the slot could run."""
     with resources.database.transaction() as transaction:
-        if leases.has_waiting(transaction, slot, seconds=0):
+        if leases.has_waiting(transaction, owner, slot, seconds=0):
             return None
         generation = generations.claim_next(
             transaction, owner, resources.settings.lease_seconds, slot
@@ -83,7 +83,9 @@ def renew(resources: Resources, claim: GenerationClaim, slot: Slot | None) -> bo
     with resources.database.transaction() as transaction:
         if not generations.renew(transaction, claim, settings.lease_seconds):
             raise LeaseLostError
-        return leases.has_waiting(transaction, slot, seconds=settings.heartbeat_seconds)
+        return leases.has_waiting(
+            transaction, claim.owner, slot, seconds=settings.heartbeat_seconds
+        )
 
 
 def holds_claim(resources: Resources, generation_id: str, token: int) -> bool:

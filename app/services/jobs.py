@@ -37,9 +37,10 @@ from app.domain.job import MOST_LABELS, JobFilter, JobList, JobRecord, JobReques
 from app.domain.lifecycle import State
 from app.domain.principal import Principal
 from app.domain.sweep import SweepRequest
+from app.domain.worker import RequiredMemory
 from app.services.deployment import require_own_store
 from app.services.removal import delete_prefix
-from app.services.requirements import required_gpu_bytes
+from app.services.requirements import required_memory
 from app.services.resources import Resources
 from app.services.upload_facts import admit_request
 
@@ -97,7 +98,7 @@ def create_job(
         IdempotencyKeyReusedError: if the key belongs to another request.
     """
     admitted = admit_request(resources, principal.project_id, request)
-    job_id, needed = new_job_id(), required_gpu_bytes(admitted)
+    job_id, memory = new_job_id(), required_memory(admitted)
     with resources.database.transaction() as transaction:
         if idempotency_key is not None:
             claim = idempotency.Claim(
@@ -109,7 +110,7 @@ def create_job(
             earlier = idempotency.reserve(transaction, claim)
             if earlier is not None:
                 return _replay(transaction, principal, claim, earlier)
-        job = enqueue_job(resources, transaction, principal, job_id, request, gpu_bytes=needed)
+        job = enqueue_job(resources, transaction, principal, job_id, request, memory=memory)
     return Creation(job=job, replayed=False)
 
 
@@ -120,12 +121,9 @@ def enqueue_job(
     job_id: str,
     request: JobRequest,
     *,
-    gpu_bytes: int | None,
+    memory: RequiredMemory,
 ) -> JobRecord:
-    """Write the job's row, its first event and its wake-up message.
-
-    `gpu_bytes` is the memory that it needs on a GPU; None if it is not known.
-    """
+    """Write the job's row, its first event and its wake-up message."""
     settings = resources.settings
     if request.max_runtime_s is None:
         request = replace(request, max_runtime_s=settings.max_runtime_s)
@@ -136,7 +134,7 @@ def enqueue_job(
         request,
         attempts=settings.max_attempts,
         store_prefix=deployment.current(transaction).store_prefix,
-        gpu_bytes=gpu_bytes,
+        memory=memory,
     )
     _announce_queued(transaction, job_id, EventType.QUEUED)
     return job

@@ -1,17 +1,44 @@
-"""Memory that a job needs on a GPU, estimated when it is created and stored with it."""
+"""Memory that a job needs on a GPU or a CPU, estimated when it is created and stored with it."""
 
 from __future__ import annotations
 
+from app.domain.worker import RequiredMemory
 from app.services.admission import AdmittedJob
 from intraslice_core.config import AUTO, CompressionConfig
-from intraslice_core.cost_model import DenseModel, estimate, plan_tournament, stage_bytes
-from intraslice_core.cost_model.memory import PROCESS_BYTES
-from intraslice_core.plan import ModelGeometry, dense_parameters
-from intraslice_core.text_sources import WRITTEN
+from intraslice_core.cost_model import (
+    DenseModel,
+    estimate,
+    fine_tuning_bytes,
+    least_writing_bytes,
+    plan_tournament,
+    stage_bytes,
+)
+from intraslice_core.plan import ModelGeometry
 
 CONTEXT_BYTES = 2**29
 """GPU memory of the CUDA context and its kernels, which belongs to no tensor."""
 _DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+
+
+def required_memory(admitted: AdmittedJob) -> RequiredMemory:
+    """Return the memory that the job needs; unknown for a model that only a worker can read."""
+    return RequiredMemory(
+        gpu_bytes=required_gpu_bytes(admitted), host_bytes=required_host_bytes(admitted)
+    )
+
+
+def required_host_bytes(admitted: AdmittedJob) -> int | None:
+    """Return the memory that the job needs on a CPU, by the cost model, with its evaluation."""
+    dense = admitted.dense
+    if dense is None or dense.geometry is None:
+        return None
+    model_type = dense.target_type(admitted.compression.target)
+    return max(
+        estimate(
+            dense.geometry, dense.item_bytes, compression, admitted.evaluation, model_type
+        ).peak_memory_bytes
+        for compression in _candidates(admitted.compression, dense, dense.geometry)
+    )
 
 
 def required_gpu_bytes(admitted: AdmittedJob) -> int | None:
@@ -49,8 +76,8 @@ def _largest_step(
     item = _DTYPE_BYTES.get(compression.dtype, max(dense.item_bytes, 2))
     stages = stage_bytes(geometry, compression, item, dense.item_bytes)
     steps = [stage.device for stage in stages.values()]
-    if any(part.source in WRITTEN for part in compression.resolved_calibration.parts()):
-        steps.append(dense_parameters(geometry) * item)
+    # A batch takes what memory is free, so that a single sequence is what must fit.
+    steps.append(least_writing_bytes(geometry, compression, item))
     if compression.recover is not None:
         steps.append(_fine_tuning_bytes(compression, dense, geometry, item))
     return max(steps)
@@ -60,8 +87,8 @@ def _fine_tuning_bytes(
     compression: CompressionConfig, dense: DenseModel, geometry: ModelGeometry, item: int
 ) -> int:
     """Return the memory of fine-tuning: both models where it distils, and the graph of a batch."""
-    names = {size: name for name, size in _DTYPE_BYTES.items() if name != "float16"}
-    settings = compression.model_copy(update={"dtype": names.get(item, "float32")})
+    assert compression.recover is not None
     model_type = dense.target_type(compression.target)
-    expected = estimate(geometry, dense.item_bytes, settings, None, model_type)
-    return expected.peak_memory_bytes - PROCESS_BYTES
+    expected = estimate(geometry, dense.item_bytes, compression, None, model_type)
+    params = (expected.params_before, expected.params_after)
+    return fine_tuning_bytes(geometry, compression.recover, params, item)

@@ -18,8 +18,9 @@ from app.domain.job import JobRequest
 from app.domain.lifecycle import TERMINAL
 from app.domain.principal import Principal
 from app.domain.sweep import SweepDetails, SweepList, SweepRequest
+from app.domain.worker import RequiredMemory
 from app.services.jobs import cancel_job, enqueue_job, fingerprint
-from app.services.requirements import required_gpu_bytes
+from app.services.requirements import required_memory
 from app.services.resources import Resources
 from app.services.upload_facts import admit_request
 from intraslice_core.reports.sweep import SweepChild
@@ -59,9 +60,9 @@ def create_sweep(
     with resources.database.transaction() as transaction:
         if not sweeps.insert_sweep(transaction, sweep_id, request, claim):
             return _replay(transaction, principal, claim)
-        for job_request, size in zip(requests, needed, strict=True):
+        for job_request, memory in zip(requests, needed, strict=True):
             job_id = new_job_id()
-            enqueue_job(resources, transaction, principal, job_id, job_request, gpu_bytes=size)
+            enqueue_job(resources, transaction, principal, job_id, job_request, memory=memory)
         return SweepCreation(sweep=_existing(transaction, principal, sweep_id), replayed=False)
 
 
@@ -118,18 +119,18 @@ def _job_requests(sweep_id: str, request: SweepRequest) -> list[JobRequest]:
 
 def _admit_all(
     resources: Resources, principal: Principal, sweep: SweepRequest, requests: list[JobRequest]
-) -> list[int | None]:
-    """Return the GPU memory of each job; raise if any would be rejected.
+) -> list[RequiredMemory]:
+    """Return the memory that each job needs; raise if any would be rejected.
 
     Problems with its ratio point to `/ratios/{index}`, problems with its method to
     `/methods/{index}` where methods are given.
     """
     problems: dict[FieldProblem, None] = {}
-    needed: list[int | None] = []
+    needed: list[RequiredMemory] = []
     for child, request in zip(sweep.children, requests, strict=True):
         try:
             admitted = admit_request(resources, principal.project_id, request)
-            needed.append(required_gpu_bytes(admitted))
+            needed.append(required_memory(admitted))
         except InvalidRequestError as error:
             problems |= dict.fromkeys(_placed(problem, sweep, child) for problem in error.fields)
     if problems:

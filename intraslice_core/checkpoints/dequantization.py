@@ -27,6 +27,7 @@ from intraslice_core.checkpoints.reader import StoredTensors, load_config
 from intraslice_core.checkpoints.weight_files import CONVERSION_FILE, weight_files
 from intraslice_core.checkpoints.writer import CheckpointWriter, ensure_disk_space
 from intraslice_core.device import COMPUTE_DTYPES
+from intraslice_core.device_memory import lacks_memory
 from intraslice_core.errors import BrokenCheckpointError
 
 _QUANTIZED = (torch.int8, torch.float8_e4m3fn, torch.float8_e5m2)
@@ -93,9 +94,9 @@ def _dequantized(stored: StoredTensors, name: str, quantization: Quantization) -
         if last == PACKED:
             return unpacked_weight(tensor, side, scheme)
         return scaled_weight(tensor, side, scheme)
-    except torch.OutOfMemoryError:
-        raise
     except (IndexError, ValueError, RuntimeError) as error:
+        if lacks_memory(error):
+            raise
         raise BrokenCheckpointError(
             f"tensor {name} cannot be dequantised: {error}", field="model"
         ) from error

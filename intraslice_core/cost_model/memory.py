@@ -99,13 +99,11 @@ def peak_memory(
     layer = max(stage.host + stage.device for stage in stages.values())
     # The result is always verified in float32.
     whole = 4 * params_after
+    params = (params_before, params_after)
     if evaluation is not None:
-        params = (params_before, params_after)
         whole = max(whole, _evaluation_bytes(geometry, params, evaluation, item))
     if compression.recover is not None:
-        training = _recovery_bytes(geometry, compression.recover, params_after, item)
-        models = params_after + params_before * compression.recover.needs_teacher
-        whole = max(whole, params_before * item, models * item + training)
+        whole = max(whole, fine_tuning_bytes(geometry, compression.recover, params, item))
     cache = _largest_writing_cache(geometry, compression, evaluation, item)
     if cache:
         whole = max(whole, params_before * item + cache)
@@ -231,6 +229,26 @@ def _unit_bytes(
             device=weights + max(batch, head + logits),
         )
     return stages
+
+
+def fine_tuning_bytes(
+    geometry: ModelGeometry, recover: RecoveryConfig, params: tuple[int, int], item: int
+) -> int:
+    """Estimate the memory of recovery fine-tuning on its device.
+
+    It holds the compressed model, the dense one as teacher where the loss needs it, and training;
+    before, the dense model alone where it writes the text.
+
+    Args:
+        geometry: dimensions of the dense model.
+        recover: settings of the fine-tuning.
+        params: weights of the dense model and of the compressed model.
+        item: bytes per number in the compute dtype.
+    """
+    before, after = params
+    models = after + before * recover.needs_teacher
+    training = _recovery_bytes(geometry, recover, after, item)
+    return max(before * item, models * item + training)
 
 
 def _recovery_bytes(

@@ -9,16 +9,28 @@ from sqlalchemy import text
 from app.domain.identifiers import new_job_id
 from app.domain.job import JobRecord
 from app.domain.principal import OPERATOR
-from app.domain.worker import GIB, Device, Registration, Slot
+from app.domain.worker import GIB, Device, Registration, RequiredMemory, Slot
 from app.services import fleet, jobs
 from app.services.resources import Resources
 from intraslice_core.config import CompressionConfig
 from tests.app.builders import make_request
 
-CPU = Device(
-    kind="cpu", name="cpu x 4", memory_bytes=64 * GIB, dtypes=("float32", "bfloat16", "float16")
-)
 HOST_BYTES = 128 * GIB
+"""Memory of the hosts of GPUs, and of a worker on a CPU without another size."""
+
+
+def cpu(gib: int, *, jobs_at_once: int = 1) -> Device:
+    """Return the CPU of a host with so much memory."""
+    return Device(
+        kind="cpu",
+        name="cpu x 4",
+        memory_bytes=gib * GIB,
+        dtypes=("float32", "bfloat16", "float16"),
+        jobs_at_once=jobs_at_once,
+    )
+
+
+CPU = cpu(HOST_BYTES // GIB)
 
 
 def gpu(gib: int, *, bfloat16: bool = True) -> Device:
@@ -35,9 +47,15 @@ def slots(*devices: Device) -> tuple[Slot, ...]:
     )
 
 
+def registration(worker_id: str, *devices: Device) -> Registration:
+    """Return the registration of a worker; its host has the memory of its CPU, if it has one."""
+    hosts = [device.memory_bytes for device in devices if device.kind == "cpu"]
+    return Registration.of(worker_id, "0.1.0", max(hosts, default=HOST_BYTES), slots(*devices))
+
+
 def register(resources: Resources, worker_id: str, *devices: Device) -> None:
     """Register a worker, or extend its registration, for longer than a test takes."""
-    made = Registration.of(worker_id, "0.1.0", HOST_BYTES, slots(*devices))
+    made = registration(worker_id, *devices)
     settings = resources.settings.model_copy(update={"maintenance_seconds": 600.0})
     fleet.register(replace(resources, settings=settings), made)
 
@@ -61,13 +79,14 @@ def enqueue(
     device: str = "auto",
     dtype: str = "auto",
     gib: int | None = None,
+    host_gib: int | None = None,
     priority: int = 5,
 ) -> JobRecord:
-    """Queue a job that needs so much memory on a GPU; None if it is not known."""
+    """Queue a job that needs so much memory on a GPU or its host; None if it is not known."""
     compression = CompressionConfig.model_validate({"device": device, "dtype": dtype})
     request = make_request(compression=compression, priority=priority)
-    needed = None if gib is None else gib * GIB
+    memory = RequiredMemory(gpu_bytes=gib and gib * GIB, host_bytes=host_gib and host_gib * GIB)
     with resources.database.transaction() as transaction:
         return jobs.enqueue_job(
-            resources, transaction, OPERATOR, new_job_id(), request, gpu_bytes=needed
+            resources, transaction, OPERATOR, new_job_id(), request, memory=memory
         )

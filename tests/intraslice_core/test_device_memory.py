@@ -7,6 +7,8 @@ import torch
 
 from intraslice_core.device_memory import (
     BatchSize,
+    is_out_of_memory,
+    lacks_memory,
     lowered_batches_to,
     out_of_device_memory,
     out_of_memory_reported,
@@ -46,6 +48,8 @@ def test_an_unknown_message_has_no_sizes() -> None:
             "cusolver error: CUSOLVER_STATUS_ALLOC_FAILED, when calling `cusolverDnCreate`"
         ),
         RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be asynchronous"),
+        RuntimeError("CUDA driver error: out of memory"),
+        RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
         RuntimeError(
             "MPS backend out of memory (MPS allocated: 18.02 GB). Tried to allocate 1.00 GB"
         ),
@@ -59,6 +63,14 @@ def test_errors_of_torch_and_its_libraries_are_translated(error: RuntimeError) -
         raise error
     assert caught.value.field == "evaluation.context_length"
     assert caught.value.__cause__ is error
+
+
+def test_a_failed_allocation_of_host_memory_is_a_lack_of_memory_but_not_the_devices() -> None:
+    with pytest.raises(RuntimeError) as caught:
+        torch.empty(2**60, dtype=torch.uint8)
+    assert lacks_memory(caught.value)
+    assert not is_out_of_memory(caught.value)
+    assert not lacks_memory(RuntimeError("The size of tensor a (2) must match"))
 
 
 def test_other_errors_pass_unchanged() -> None:

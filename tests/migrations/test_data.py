@@ -127,7 +127,7 @@ def test_a_migration_fails_on_a_locked_table_and_changes_nothing(used: Settings)
 
 LATER_COLUMNS = (
     *("store_prefix", "artifacts_checked_at", "artifacts_missing_at"),
-    *("gpu_bytes", "device_number", "worked_seconds"),
+    *("gpu_bytes", "host_bytes", "device_number", "worked_seconds"),
     "text_columns",
 )
 """Columns of jobs and uploads that revisions from 0013 on add."""

@@ -19,7 +19,7 @@ from app.settings import Settings
 from tests.app.api.serving import serving
 from tests.app.builders import claim_job, in_state, key_of, queued
 from tests.app.fleets import CPU, gpu, register, with_long_leases
-from tests.browsing import CHROMIUM, chromium, opened
+from tests.browsing import IN_BROWSER, chromium, opened
 
 browser = chromium
 NARROW = 390
@@ -33,15 +33,7 @@ VIEWS = (
     *("keys", "webhooks", "audit", "jobs/job_missing", "sweeps/sweep_missing", "nowhere"),
 )
 
-# Generous: other tests compete for the cores.
-expect.set_options(timeout=60_000)
-
-pytestmark = [
-    pytest.mark.browser,
-    pytest.mark.postgres,
-    pytest.mark.broker,
-    pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here: set CHROMIUM or install one"),
-]
+pytestmark = [*IN_BROWSER, pytest.mark.postgres, pytest.mark.broker]
 
 
 def test_missing_workers_are_reported(browser: Browser, settings: Settings) -> None:

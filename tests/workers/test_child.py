@@ -101,6 +101,7 @@ def test_new_steps_and_finished_layers_are_logged() -> None:
     [
         (NumericalError("singular", layer=3, module="mlp"), "numerical", 3),
         (MemoryError(), "out_of_memory", None),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), "out_of_memory", None),
         (OutOfDeviceMemoryError("too little"), "out_of_device_memory", None),
         (ValueError("a bug"), "internal_error", None),
     ],

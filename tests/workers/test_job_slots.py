@@ -12,7 +12,7 @@ from app.services import claims
 from app.services.resources import Resources
 from app.telemetry.outages import BROKER, Outages
 from tests.app.builders import queued, succeeded
-from tests.app.fleets import enqueue, gpu, register, slots
+from tests.app.fleets import cpu, enqueue, gpu, register, slots
 from workers import job_slots
 from workers.devices import cpu_slots
 from workers.job_slots import JobSlots
@@ -142,6 +142,23 @@ def test_every_gpu_runs_one_job_at_a_time(resources: Resources, engine: Engine) 
     for thread in busy:
         thread.join(30)
     assert engine.most == 2
+    assert engine.devices.keys() == {job.id for job in jobs}
+
+
+def test_a_slot_waits_until_the_jobs_of_others_leave_the_memory_of_the_host(
+    resources: Resources, engine: Engine
+) -> None:
+    jobs = [enqueue(resources, host_gib=40) for _ in range(2)]
+    slot = Slot(number=0, device=cpu(64, jobs_at_once=2))
+    both = JobSlots(resources, "worker-1", threading.Event(), [slot, slot])
+    busy = threading.Thread(target=both.run_queued)
+    busy.start()
+    assert engine.started.acquire(timeout=30)
+    assert both.run_queued() == 0, "24 GiB are free"
+    for _ in jobs:
+        engine.may_end.release()
+    busy.join(30)
+    assert engine.most == 1
     assert engine.devices.keys() == {job.id for job in jobs}
 
 

@@ -5,12 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import get_args
 
-from sqlalchemy import ColumnElement, and_, case, false, func, or_, true
+from sqlalchemy import ColumnElement, and_, case, func, or_
 
-from app.adapters.database import workers
-from app.adapters.database.engine import Transaction
 from app.adapters.database.tables import jobs
-from app.domain.worker import ANY_DTYPE, Device, DeviceChoice, Slot
+from app.domain.worker import ANY_DTYPE, Device, DeviceChoice, Registration
 from intraslice_core.config import ComputeDtype
 
 _NAME = func.coalesce(jobs.c.compression["device"].astext, DeviceChoice.AUTO.value)
@@ -18,41 +16,50 @@ _NAME = func.coalesce(jobs.c.compression["device"].astext, DeviceChoice.AUTO.val
 _ASKS_FOR_GPU = func.split_part(_NAME, ":", 1).in_((DeviceChoice.GPU.value, "cuda"))
 _ASKS_FOR_CPU = _NAME.in_((DeviceChoice.CPU.value,))
 _DTYPE = func.coalesce(jobs.c.compression["dtype"].astext, ANY_DTYPE)
-_NEEDED_BYTES = func.coalesce(jobs.c.gpu_bytes, 0)
+_GPU_BYTES = func.coalesce(jobs.c.gpu_bytes, 0)
+_HOST_BYTES = func.coalesce(jobs.c.host_bytes, 0)
 _NONE = -1
 
 
-def claimable_by(transaction: Transaction, slot: Slot | None) -> ColumnElement[bool]:
-    """Return the condition that a slot may claim a job; None may claim any."""
-    if slot is None:
-        return true()
-    # Only a GPU asks which devices the other workers have.
-    registered = () if slot.device.kind == "cpu" else workers.live_devices(transaction)
-    return can_run(slot.device, registered)
-
-
-def can_run(device: Device, registered: Iterable[Device]) -> ColumnElement[bool]:
+def can_run(
+    device: Device, registered: Iterable[Registration], host_bytes: int
+) -> ColumnElement[bool]:
     """Return the condition that a device may claim a job.
 
-    A CPU takes what does not ask for a GPU. A GPU takes what fits it. Only where no worker without
-    GPUs is registered, it also takes what asks for a CPU, and jobs on `auto` that fit no GPU: they
-    run on its host's CPU, and would wait for ever otherwise.
+    A CPU takes what does not ask for a GPU and fits the memory of its host. A GPU takes what fits
+    it. Only where no worker without GPUs has the memory, it also takes what asks for a CPU, and
+    jobs on `auto` that fit no GPU: they run on its host's CPU, and would wait for ever otherwise.
 
     Args:
         device: the device of the claiming slot.
-        registered: devices of all live workers.
+        registered: all live workers; not considered for a CPU.
+        host_bytes: memory of the worker's host.
     """
+    on_host = and_(~_ASKS_FOR_GPU, fits_host(host_bytes))
     if device.kind == "cpu":
-        return ~_ASKS_FOR_GPU
-    fits = and_(~_ASKS_FOR_CPU, _largest([device]) >= _NEEDED_BYTES)
-    return or_(fits, and_(~_ASKS_FOR_GPU, _lacks_a_device(tuple(registered))))
+        return on_host
+    return or_(runs_on(device), and_(on_host, _lacks_a_device(tuple(registered))))
 
 
-def _lacks_a_device(registered: Sequence[Device]) -> ColumnElement[bool]:
-    """Return the condition that no CPU worker and no GPU is there for a job on `cpu` or `auto`."""
-    if any(device.kind == "cpu" for device in registered):
-        return false()
-    return or_(_ASKS_FOR_CPU, _largest(registered) < _NEEDED_BYTES)
+def runs_on(gpu: Device) -> ColumnElement[bool]:
+    """Return the condition that a job runs on a GPU that claims it, not on its host's CPU."""
+    return and_(~_ASKS_FOR_CPU, _largest([gpu]) >= _GPU_BYTES)
+
+
+def fits_host(host_bytes: int) -> ColumnElement[bool]:
+    """Return the condition that a job needs no more than this memory of a host."""
+    return host_bytes >= _HOST_BYTES
+
+
+def _lacks_a_device(registered: Sequence[Registration]) -> ColumnElement[bool]:
+    """Return the condition that neither a CPU worker nor a GPU fits a job on `cpu` or `auto`."""
+    devices = [(device, worker) for worker in registered for device in worker.devices]
+    hosts = [worker.host_memory_bytes for device, worker in devices if device.kind == "cpu"]
+    gpus = [device for device, _ in devices if device.kind == "gpu"]
+    return and_(
+        max(hosts, default=_NONE) < _HOST_BYTES,
+        or_(_ASKS_FOR_CPU, _largest(gpus) < _GPU_BYTES),
+    )
 
 
 def _largest(gpus: Sequence[Device]) -> ColumnElement[int]:

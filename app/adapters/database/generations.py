@@ -21,7 +21,7 @@ from sqlalchemy import (
     update,
 )
 
-from app.adapters.database.capability import claimable_by
+from app.adapters.database.claim_conditions import claim_conditions
 from app.adapters.database.engine import Transaction
 from app.adapters.database.job_rows import NO_LEASE, from_now
 from app.adapters.database.tables import generations, jobs
@@ -133,7 +133,7 @@ def claim_next(
         .join(jobs, jobs.c.id == generations.c.job_id)
         .where(
             generations.c.state.in_(TRANSITIONS[GenerationAction.CLAIM].sources),
-            claimable_by(transaction, slot),
+            *claim_conditions(transaction, owner, slot),
         )
         .order_by(generations.c.id)
         .limit(1)

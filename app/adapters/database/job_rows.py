@@ -156,13 +156,13 @@ def _with_reasons(transaction: Transaction, records: list[JobRecord]) -> list[Jo
     places = positions(transaction, records)
     if not any(record.state is State.QUEUED for record in records):
         return records
-    devices = workers.live_devices(transaction)
+    registered = workers.live_registrations(transaction)
     return [
         record.model_copy(
             update={
                 "queue_position": places.get(record.id),
                 "waiting": waiting_reason(
-                    Requirement.of(record.compression, record.gpu_bytes), devices
+                    Requirement.of(record.compression, record.memory), registered
                 ),
             }
         )

@@ -36,7 +36,13 @@ from app.adapters.database.tables import jobs
 from app.adapters.database.tables.base import JSON
 from app.domain.job import JobFilter, JobRecord, JobRequest
 from app.domain.lifecycle import TERMINAL, State
-from app.domain.worker import ANY_DTYPE, DeviceChoice, Requirement, requested_device
+from app.domain.worker import (
+    ANY_DTYPE,
+    DeviceChoice,
+    RequiredMemory,
+    Requirement,
+    requested_device,
+)
 from app.telemetry.traces import current_traceparent
 
 # The most frequent queries are built once: building a statement takes longer than running it.
@@ -65,7 +71,7 @@ def insert_job(  # a row's worth
     *,
     attempts: int,
     store_prefix: str,
-    gpu_bytes: int | None = None,
+    memory: RequiredMemory,
 ) -> JobRecord:
     statement = (
         insert(jobs)
@@ -83,7 +89,8 @@ def insert_job(  # a row's worth
             max_pending_s=request.max_pending_s,
             max_attempts=attempts,
             store_prefix=store_prefix,
-            gpu_bytes=gpu_bytes,
+            gpu_bytes=memory.gpu_bytes,
+            host_bytes=memory.host_bytes,
             traceparent=current_traceparent(),
             next_hint_at=from_now(FIRST_HINT_SECONDS),
         )
@@ -195,19 +202,16 @@ def queued_requirements(transaction: Transaction) -> list[tuple[Requirement, int
     """Return what the queued jobs require of a device, each with the number of jobs."""
     device = jobs.c.compression["device"].astext
     dtype = jobs.c.compression["dtype"].astext
-    query = (
-        select(device, dtype, jobs.c.gpu_bytes, func.count())
-        .where(jobs.c.state == State.QUEUED)
-        .group_by(device, dtype, jobs.c.gpu_bytes)
-    )
+    kinds = (device, dtype, jobs.c.gpu_bytes, jobs.c.host_bytes)
+    query = select(*kinds, func.count()).where(jobs.c.state == State.QUEUED).group_by(*kinds)
     return [
         (
             Requirement(
                 device=requested_device(name or DeviceChoice.AUTO),
                 dtype=dtype_name or ANY_DTYPE,
-                gpu_bytes=needed,
+                memory=RequiredMemory(gpu_bytes=gpu_bytes, host_bytes=host_bytes),
             ),
             number,
         )
-        for name, dtype_name, needed, number in transaction.execute(query)
+        for name, dtype_name, gpu_bytes, host_bytes, number in transaction.execute(query)
     ]

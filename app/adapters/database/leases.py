@@ -6,7 +6,7 @@ from datetime import timedelta
 
 from sqlalchemy import and_, func, select, update
 
-from app.adapters.database.capability import claimable_by
+from app.adapters.database.claim_conditions import claim_conditions
 from app.adapters.database.engine import Transaction
 from app.adapters.database.job_rows import COLUMNS, change, fetch, from_now, owned, seconds
 from app.adapters.database.notifications import announcement
@@ -23,7 +23,8 @@ def claim_next(
     """Take the lease of a queued job and raise its fencing token; None if there is none to run.
 
     Of the jobs that the slot's device can run, the one of highest priority comes first, among
-    equals the oldest. A job that the device cannot run does not hold up those behind it.
+    equals the oldest. A job that the device cannot run does not hold up those behind it. One on a
+    CPU that waits for memory of the host does: smaller ones would always come first.
 
     Args:
         transaction: the transaction of the claim.
@@ -31,9 +32,10 @@ def claim_next(
         lease_seconds: time until the lease expires.
         slot: the free slot; None claims any job, as workers do that have registered no devices.
     """
+    capable, has_room = claim_conditions(transaction, owner, slot)
     following = (
         select(jobs.c.id)
-        .where(jobs.c.state == State.QUEUED, claimable_by(transaction, slot))
+        .where(jobs.c.state == State.QUEUED, capable)
         .order_by(jobs.c.priority.desc(), jobs.c.id)
         .limit(1)
         .with_for_update(skip_locked=True)
@@ -43,6 +45,7 @@ def claim_next(
         and_(
             jobs.c.id == following.scalar_subquery(),
             jobs.c.state.in_(TRANSITIONS[Action.CLAIM].sources),
+            has_room,
         ),
         state=TRANSITIONS[Action.CLAIM].target,
         lease_owner=owner,
@@ -59,14 +62,14 @@ def claim_next(
     )
 
 
-def has_waiting(transaction: Transaction, slot: Slot | None, seconds: float) -> bool:
-    """Return whether a job that the slot could run has been queued for this many seconds."""
+def has_waiting(transaction: Transaction, owner: str, slot: Slot | None, seconds: float) -> bool:
+    """Return whether a job that the slot could run now has been queued for this many seconds."""
     query = (
         select(jobs.c.id)
         .where(
             jobs.c.state == State.QUEUED,
             jobs.c.queued_at <= func.now() - timedelta(seconds=seconds),
-            claimable_by(transaction, slot),
+            *claim_conditions(transaction, owner, slot),
         )
         .limit(1)
     )

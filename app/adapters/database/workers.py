@@ -18,7 +18,9 @@ from app.domain.lifecycle import LEASED, State
 from app.domain.worker import Device, Registration, RunningJob, Worker
 
 _LIVE = workers.c.expires_at > func.now()
-_DEVICES = select(workers.c.devices).where(_LIVE)
+_REGISTRATIONS = select(
+    workers.c.id, workers.c.version, workers.c.host_memory_bytes, workers.c.devices
+).where(_LIVE)
 _NO_JOBS = {"jobs"}
 """Fields of a device that its worker does not register."""
 # Half of what is left, so a third of the time for which a heartbeat counts: two are missing.
@@ -60,12 +62,16 @@ def announce_queued(transaction: Transaction) -> None:
     transaction.execute(select(announcement(jobs.c.id)).where(jobs.c.state == State.QUEUED))
 
 
-def live_devices(transaction: Transaction) -> tuple[Device, ...]:
-    """Return the devices of all live workers."""
+def live_registrations(transaction: Transaction) -> tuple[Registration, ...]:
+    """Return the registrations of all live workers."""
     return tuple(
-        Device.model_validate(device)
-        for devices in transaction.scalars(_DEVICES)
-        for device in devices
+        Registration(
+            id=row.id,
+            version=row.version,
+            host_memory_bytes=row.host_memory_bytes,
+            devices=tuple(Device.model_validate(device) for device in row.devices),
+        )
+        for row in transaction.execute(_REGISTRATIONS)
     )
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from fastapi.testclient import TestClient
 
-from app.domain.worker import GIB
+from app.domain.worker import GIB, WaitingCode
 from app.services.requirements import CONTEXT_BYTES
 from app.services.resources import Resources
 from tests.app.api.test_metrics import values
@@ -63,6 +63,7 @@ def test_a_queued_job_says_why_no_worker_can_run_it(
         "code": "gpu_memory",
         "message": "waiting: no worker with a GPU of ≥ 40 GiB",
         "gpu_bytes": 40 * GIB,
+        "host_bytes": None,
     }
     shown = client.get(f"/v1/jobs/{job.id}")
     assert shown.json()["waiting"] == expected
@@ -111,7 +112,13 @@ def test_validation_warns_of_too_little_memory_for_a_cpu(
     calibration = {"source": "pydoc", "samples": 4096, "sequence_length": 4096}
     body = asking_for("cpu", calibration=calibration) | {"model": wide}
     register(resources, "worker", CPU)
-    assert "GB of memory on a CPU" in cautions(client, body)["memory_short"]
+    message = cautions(client, body)["memory_short"]
+    assert "waiting: no worker with ≥" in message
+    assert "lower batch_size or the calibration tokens" in message
+    waiting = client.post("/v1/jobs", json=body).json()["waiting"]
+    assert (waiting["code"], waiting["gpu_bytes"]) == ("host_memory", None)
+    assert waiting["host_bytes"] > CPU.memory_bytes
+    assert waiting["message"] in message
     assert "memory_short" not in cautions(client, asking_for("cpu") | {"model": wide})
     register(resources, "with-gpu", gpu(200))
     on_gpu = asking_for("auto", calibration=calibration) | {"model": wide}
@@ -122,7 +129,7 @@ def test_waiting_jobs_and_devices_are_gauges(client: TestClient, resources: Reso
     enqueue(resources, device="gpu", gib=40)
     register(resources, "small", CPU, gpu(24))
     name = "intraslice_jobs_waiting"
-    expected = {("no_worker",): 0, ("no_gpu",): 0, ("gpu_dtype",): 0, ("gpu_memory",): 1}
+    expected = {(code,): 0 for code in WaitingCode} | {("gpu_memory",): 1}
     assert values(client, name) == expected
     assert values(client, "intraslice_devices") == {("cpu",): 1, ("gpu",): 1}
     miss_heartbeats(resources, "small")

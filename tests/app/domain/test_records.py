@@ -16,7 +16,10 @@ RECORDS = [
     (
         JobRecord,
         Job,
-        {"project_id", "fencing_token", "lease_owner", "traceparent", "store_prefix", "gpu_bytes"},
+        {
+            *("project_id", "fencing_token", "lease_owner", "traceparent", "store_prefix"),
+            *("gpu_bytes", "host_bytes"),
+        },
     ),
     (UploadRecord, Upload, {"project_id", "files", "part_bytes", "store_prefix", "text_columns"}),
     (WebhookRecord, Webhook, {"project_id", "secret", "previous_salt"}),

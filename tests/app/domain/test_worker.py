@@ -9,12 +9,13 @@ from app.domain.worker import (
     Device,
     DeviceChoice,
     Registration,
+    RequiredMemory,
     Requirement,
     Slot,
     requested_device,
     waiting_reason,
 )
-from tests.app.fleets import CPU, gpu
+from tests.app.fleets import CPU, HOST_BYTES, cpu, gpu, registration
 
 
 @pytest.mark.parametrize(
@@ -32,12 +33,20 @@ def test_stored_names_of_devices_are_kinds(name: str, choice: DeviceChoice) -> N
     assert requested_device(name) is choice
 
 
-def needs(device: str, gib: float | None = None, dtype: str = "auto") -> Requirement:
-    size = None if gib is None else int(gib * GIB)
-    return Requirement(device=DeviceChoice(device), dtype=dtype, gpu_bytes=size)
+def needs(
+    device: str, gib: float | None = None, dtype: str = "auto", host_gib: float | None = None
+) -> Requirement:
+    gpu_bytes, host_bytes = (None if size is None else int(size * GIB) for size in (gib, host_gib))
+    memory = RequiredMemory(gpu_bytes=gpu_bytes, host_bytes=host_bytes)
+    return Requirement(device=DeviceChoice(device), dtype=dtype, memory=memory)
 
 
 OLD = gpu(80, bfloat16=False)
+
+
+def fleet_of(devices: list[Device]) -> list[Registration]:
+    """Return workers with one of the devices each."""
+    return [registration(f"worker-{number}", device) for number, device in enumerate(devices)]
 
 
 @pytest.mark.parametrize(
@@ -58,12 +67,18 @@ OLD = gpu(80, bfloat16=False)
             [OLD, gpu(24)],
             "waiting: no worker with a GPU of ≥ 40 GiB that computes in bfloat16",
         ),
+        (needs("cpu", host_gib=31.5), [cpu(31)], "waiting: no worker with ≥ 32 GiB of memory"),
+        (
+            needs("auto", 24, host_gib=200),
+            [cpu(64), gpu(16)],
+            "waiting: no worker with ≥ 200 GiB of memory",
+        ),
     ],
 )
 def test_the_reason_names_what_is_missing(
     requirement: Requirement, devices: list[Device], message: str
 ) -> None:
-    reason = waiting_reason(requirement, devices)
+    reason = waiting_reason(requirement, fleet_of(devices))
     assert reason is not None
     assert reason.message == message
 
@@ -78,12 +93,16 @@ def test_the_reason_names_what_is_missing(
         (needs("cpu", 400), [gpu(8)]),
         (needs("auto", 400), [CPU]),
         (needs("auto", 400), [gpu(8)]),
+        (needs("cpu", host_gib=64), [cpu(32), cpu(64)]),
+        (needs("cpu", host_gib=HOST_BYTES / GIB), [cpu(32), gpu(8)]),
+        (needs("auto", 8, host_gib=400), [cpu(32), gpu(8)]),
+        (needs("gpu", 8, host_gib=400), [gpu(8)]),
     ],
 )
 def test_a_job_that_a_device_can_run_has_no_reason_to_wait(
     requirement: Requirement, devices: list[Device]
 ) -> None:
-    assert waiting_reason(requirement, devices) is None
+    assert waiting_reason(requirement, fleet_of(devices)) is None
 
 
 def test_a_registration_has_each_device_once_in_the_order_of_its_slots() -> None:

@@ -21,19 +21,19 @@ from hypothesis.stateful import (
 )
 from sqlalchemy import text
 
-from app.domain.job import JobError, JobRecord
+from app.domain.job import JobError, JobRecord, Lease
 from app.domain.lifecycle import State
 from app.domain.principal import OPERATOR
 from app.domain.worker import GIB, Device, Slot
 from app.services import claims, fleet, jobs
 from app.services.resources import Resources
-from tests.app.fleets import CPU, enqueue, gpu, miss_heartbeats, register, slots
+from tests.app.fleets import HOST_BYTES, cpu, enqueue, gpu, miss_heartbeats, register, slots
 
 pytestmark = [pytest.mark.postgres, pytest.mark.broker]
 ERROR = JobError(code="numerical", message="NaN")
 WORKERS = st.sampled_from(["a", "b", "c"])
 DEVICES = st.one_of(
-    st.just(CPU),
+    st.builds(cpu, st.sampled_from([32, 64]), jobs_at_once=st.sampled_from([1, 3])),
     st.builds(gpu, st.sampled_from([10, 20, 40]), bfloat16=st.booleans()),
 )
 
@@ -46,7 +46,22 @@ class Queued:
     device: str
     dtype: str
     gib: int
+    host_gib: int
     priority: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Running:
+    """A running job as the oracle knows it."""
+
+    owner: str
+    job: Queued
+    lease: Lease
+
+
+def urgency(job: Queued) -> tuple[int, str]:
+    """Return the position of a job in the queue."""
+    return -job.priority, job.id
 
 
 def fits(device: Device, job: Queued) -> bool:
@@ -55,12 +70,21 @@ def fits(device: Device, job: Queued) -> bool:
     return job.dtype == "auto" or job.dtype in device.dtypes
 
 
-def can_run(device: Device, job: Queued, live: list[Device]) -> bool:
+def host_gib(device: Device) -> int:
+    """Return the memory of the host of a worker with this device."""
+    return (device.memory_bytes if device.kind == "cpu" else HOST_BYTES) // GIB
+
+
+def can_run(device: Device, job: Queued, live: list[Device], free_gib: int) -> bool:
     if job.device not in ("auto", "cpu"):
         return fits(device, job)
-    if device.kind == "cpu" or (job.device == "auto" and fits(device, job)):
+    if job.device == "auto" and fits(device, job):
         return True
-    if any(other.kind == "cpu" for other in live):
+    if job.host_gib > free_gib:
+        return False
+    if device.kind == "cpu":
+        return True
+    if any(other.kind == "cpu" and job.host_gib <= host_gib(other) for other in live):
         return False
     return job.device == "cpu" or not any(fits(other, job) for other in live)
 
@@ -70,15 +94,36 @@ class Fleet(RuleBasedStateMachine):
 
     resources: ClassVar[Resources]
 
-    @initialize()
-    def start(self) -> None:
+    @initialize(hosts=st.lists(st.sampled_from([33, 40]), max_size=3))
+    def start(self, hosts: list[int]) -> None:
         self.queue: dict[str, Queued] = {}
-        self.devices: dict[str, Device] = {"a": CPU, "b": gpu(20), "c": gpu(40)}
+        self.devices: dict[str, Device] = {
+            "a": cpu(64, jobs_at_once=3),
+            "b": gpu(20),
+            "c": gpu(40),
+        }
         self.live: set[str] = set()
+        self.running: list[Running] = []
+        for host in hosts:
+            job = enqueue(self.resources, device="cpu", host_gib=host, priority=1)
+            self.queue[job.id] = Queued(
+                id=job.id, device="cpu", dtype="auto", gib=0, host_gib=host, priority=1
+            )
 
     @property
     def live_devices(self) -> list[Device]:
         return [self.devices[name] for name in sorted(self.live)]
+
+    def free_gib(self, name: str) -> int:
+        """Return the host memory that the running jobs of a worker leave."""
+        device = self.devices[name]
+        if device.kind == "gpu" and name not in self.live:
+            return 0  # nothing is known of its host
+        if device.kind == "cpu" and device.jobs_at_once == 1:
+            return host_gib(device)
+        own = [running.job for running in self.running if running.owner == name]
+        on_host = [job for job in own if job.device == "cpu" or not fits(device, job)]
+        return host_gib(device) - sum(job.host_gib for job in on_host)
 
     @rule(name=WORKERS, device=DEVICES)
     def worker_starts(self, name: str, device: Device) -> None:
@@ -102,42 +147,70 @@ class Fleet(RuleBasedStateMachine):
     @rule(
         device=st.sampled_from(["auto", "cpu", "gpu", "cuda", "cuda:1"]),
         dtype=st.sampled_from(["auto", "float32", "bfloat16"]),
-        gib=st.sampled_from([None, 5, 20, 30, 60]),
+        gib=st.sampled_from([None, 20, 21, 60]),
+        host=st.sampled_from([None, 20, 32, 33, 200]),
         priority=st.integers(0, 2),
     )
-    def job_is_submitted(self, device: str, dtype: str, gib: int | None, priority: int) -> None:
-        job = enqueue(self.resources, device=device, dtype=dtype, gib=gib, priority=priority)
+    def job_is_submitted(
+        self, device: str, dtype: str, gib: int | None, host: int | None, priority: int
+    ) -> None:
+        job = enqueue(
+            self.resources, device=device, dtype=dtype, gib=gib, host_gib=host, priority=priority
+        )
         self.queue[job.id] = Queued(
-            id=job.id, device=device, dtype=dtype, gib=gib or 0, priority=priority
+            id=job.id,
+            device=device,
+            dtype=dtype,
+            gib=gib or 0,
+            host_gib=host or 0,
+            priority=priority,
         )
 
-    @rule(name=WORKERS)
-    def worker_claims(self, name: str) -> None:
-        device = self.devices[name]
+    @rule(name=WORKERS, ends=st.sampled_from([False, False, True]))
+    def worker_claims(self, name: str, ends: bool) -> None:
+        device, free = self.devices[name], self.free_gib(name)
         (slot,) = slots(device)
-        possible = [job for job in self.queue.values() if self.runs(device, job)]
-        self.claim_first_of(possible, name, slot)
+        # On a CPU a job that has no room yet holds up those behind it.
+        memory = host_gib(device) if device.kind == "cpu" else free
+        possible = [job for job in self.queue.values() if self.runs(device, job, memory)]
+        first = min(possible, key=urgency, default=None)
+        if first is not None and device.kind == "cpu" and first.host_gib > free:
+            possible = []
+        self.claim_first_of(possible, name, slot, ends=ends)
 
-    def runs(self, device: Device, job: Queued) -> bool:
-        return can_run(device, job, self.live_devices)
+    def runs(self, device: Device, job: Queued, free: int) -> bool:
+        return can_run(device, job, self.live_devices, free)
+
+    @rule(name=WORKERS)
+    def job_ends(self, name: str) -> None:
+        running = next((each for each in self.running if each.owner == name), None)
+        if running is not None:
+            self.running.remove(running)
+            claims.fail_job(self.resources, running.lease, ERROR)
 
     @rule()
     def worker_of_an_earlier_release_claims(self) -> None:
-        self.claim_first_of(list(self.queue.values()), "earlier", None)
+        self.claim_first_of(list(self.queue.values()), "earlier", None, ends=True)
 
-    def claim_first_of(self, possible: list[Queued], owner: str, slot: Slot | None) -> None:
-        expected = min(possible, key=lambda job: (-job.priority, job.id), default=None)
+    def claim_first_of(
+        self, possible: list[Queued], owner: str, slot: Slot | None, *, ends: bool
+    ) -> None:
+        expected = min(possible, key=urgency, default=None)
         claimed = claims.claim_next_job(self.resources, owner, slot)
         assert (claimed and claimed.id) == (expected and expected.id)
-        if claimed is not None:
-            del self.queue[claimed.id]
+        if claimed is None:
+            return
+        job = self.queue.pop(claimed.id)
+        if ends:
             assert claims.fail_job(self.resources, claimed.lease, ERROR).state is State.FAILED
+        else:
+            self.running.append(Running(owner=owner, job=job, lease=claimed.lease))
 
     @invariant()
     def a_job_waits_exactly_if_no_live_worker_can_run_it(self) -> None:
         for job in self.queue.values():
             stored: JobRecord = jobs.get_job(self.resources, OPERATOR, job.id)
-            possible = any(self.runs(device, job) for device in self.live_devices)
+            possible = any(self.runs(device, job, host_gib(device)) for device in self.live_devices)
             assert (stored.waiting is None) == possible, (job, stored.waiting)
 
     def teardown(self) -> None:
@@ -151,7 +224,7 @@ def test_claims_equal_a_search_of_the_whole_queue(resources: Resources) -> None:
     run_state_machine_as_test(
         Fleet,
         settings=settings(
-            max_examples=60,
+            max_examples=45,
             stateful_step_count=25,
             deadline=None,
             suppress_health_check=list(HealthCheck),

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from fastapi.testclient import TestClient
 from sqlalchemy import text
 
+from app.domain.job import JobError
 from app.domain.lifecycle import State
 from app.domain.principal import OPERATOR, Scope
 from app.domain.worker import GIB, Slot, WaitingCode
@@ -15,8 +17,9 @@ from app.services import claims, fleet, jobs
 from app.services.monitoring import measure_backlog, service_status
 from app.services.resources import Resources
 from app.services.watching import Watching
+from app.telemetry.outages import DATABASE, Outages
 from tests.app.builders import key_of
-from tests.app.fleets import CPU, HOST_BYTES, enqueue, gpu, miss_heartbeats, register, slots
+from tests.app.fleets import CPU, HOST_BYTES, cpu, enqueue, gpu, miss_heartbeats, register, slots
 
 pytestmark = [pytest.mark.postgres, pytest.mark.broker]
 
@@ -124,10 +127,99 @@ def test_a_gpu_is_not_taken_by_a_job_on_cpu_while_there_is_a_worker_without_gpus
     assert claimed.id == job.id
 
 
+def test_a_worker_claims_no_job_that_exceeds_its_host(resources: Resources) -> None:
+    large = enqueue(resources, device="cpu", host_gib=33)
+    behind = enqueue(resources, host_gib=32)
+    small = slots(cpu(32))[0]
+    assert taken(resources, "small", small) == behind.id
+    assert taken(resources, "small", small) is None
+    register(resources, "small", cpu(32))
+    assert reason(resources, large.id) == "waiting: no worker with ≥ 33 GiB of memory"
+    register(resources, "large", cpu(64))
+    assert reason(resources, large.id) is None
+    assert taken(resources, "large", slots(cpu(64))[0]) == large.id
+
+
+def test_jobs_that_share_a_host_share_its_memory(resources: Resources) -> None:
+    host = slots(cpu(64, jobs_at_once=3))[0]
+    first, large, behind = (enqueue(resources, host_gib=size) for size in (30, 40, 20))
+    assert taken(resources, "worker", host) == first.id
+    assert taken(resources, "worker", host) is None, "smaller jobs would always come first"
+    elsewhere = slots(cpu(64))[0]
+    assert taken(resources, "other", elsewhere) == large.id, "it has a host of its own"
+    assert taken(resources, "worker", host) == behind.id
+    fourth = enqueue(resources, host_gib=40)
+    assert taken(resources, "worker", host) is None
+    assert reason(resources, fourth.id) == "waiting: no worker is registered"
+    running = jobs.get_job(resources, OPERATOR, first.id)
+    claims.fail_job(resources, running.lease, JobError(code="numerical", message="NaN"))
+    assert taken(resources, "worker", host) == fourth.id
+
+
+def taken(resources: Resources, owner: str, slot: Slot) -> str | None:
+    """Return the job that a worker claims for a slot."""
+    claimed = claims.claim_next_job(resources, owner, slot)
+    return claimed and claimed.id
+
+
+def test_claims_of_one_worker_do_not_count_the_same_memory_twice(resources: Resources) -> None:
+    host = slots(cpu(64, jobs_at_once=8))[0]
+    for _ in range(8):
+        enqueue(resources, host_gib=30)
+    with ThreadPoolExecutor(8) as pool:
+        results = list(pool.map(lambda _: taken(resources, "worker", host), range(8)))
+    assert len([job for job in results if job is not None]) == 2
+
+
+def test_the_host_of_gpus_has_the_memory_of_the_jobs_on_its_cpu(resources: Resources) -> None:
+    devices = (gpu(24), gpu(24), gpu(24))
+    register(resources, "worker", *devices)
+    on_gpu = enqueue(resources, gib=10, host_gib=100)
+    on_host = enqueue(resources, device="cpu", host_gib=100)
+    beside = enqueue(resources, device="cpu", host_gib=30)
+    larger = enqueue(resources, device="cpu", host_gib=129)
+    first, second, third = slots(*devices)
+    assert taken(resources, "unregistered", first) == on_gpu.id
+    assert taken(resources, "unregistered", second) is None, "the memory of its host is unknown"
+    unlike = enqueue(resources, gib=10, host_gib=100)
+    assert taken(resources, "worker", first) == on_host.id
+    assert taken(resources, "worker", second) == unlike.id, "it needs no memory of the host"
+    assert taken(resources, "worker", third) is None
+    smaller = enqueue(resources, device="cpu", host_gib=28)
+    assert taken(resources, "worker", third) == smaller.id
+    assert reason(resources, beside.id) is None
+    assert reason(resources, larger.id) == "waiting: no worker with ≥ 129 GiB of memory"
+
+
+def test_a_gpu_takes_jobs_of_the_cpu_that_are_too_large_for_the_workers_without_gpus(
+    resources: Resources,
+) -> None:
+    enqueue(resources, device="cpu", host_gib=20)
+    large = enqueue(resources, device="cpu", host_gib=40)
+    register(resources, "cpu", cpu(32))
+    register(resources, "gpu", gpu(24))
+    assert taken(resources, "gpu", slots(gpu(24))[0]) == large.id
+    assert taken(resources, "gpu", slots(gpu(24))[0]) is None
+
+
+def test_free_slots_may_be_unable_to_run_what_others_can_unless_all_workers_are_alike(
+    resources: Resources,
+) -> None:
+    register(resources, "a", cpu(64))
+    register(resources, "b", cpu(64))
+    assert not fleet.is_selective(resources)
+    register(resources, "b", cpu(32))
+    assert fleet.is_selective(resources)
+    register(resources, "b", cpu(64, jobs_at_once=2))
+    assert fleet.is_selective(resources)
+    register(resources, "b", gpu(8))
+    assert fleet.is_selective(resources)
+
+
 def test_workers_of_earlier_releases_claim_any_job_without_a_registration(
     resources: Resources,
 ) -> None:
-    job = enqueue(resources, gib=400)
+    job = enqueue(resources, gib=400, host_gib=400)
     claimed = claims.claim_next_job(resources, "earlier")
     assert claimed is not None
     assert claimed.id == job.id
@@ -157,14 +249,39 @@ def test_a_job_moves_to_a_larger_gpu_after_one_was_too_small(resources: Resource
     assert again.gpu_bytes == 24 * GIB + 1
 
 
-def test_silent_workers_are_removed_and_live_ones_stay(resources: Resources) -> None:
+def registered(resources: Resources) -> list[str]:
+    with resources.database.transaction() as transaction:
+        return list(transaction.execute(text("SELECT id FROM workers")).scalars())
+
+
+def test_silent_workers_are_removed_and_live_ones_stay(
+    resources: Resources, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fleet, "OUTAGES", Outages())
     register(resources, "live", CPU)
     register(resources, "silent", CPU)
     miss_heartbeats(resources, "silent")
     fleet.remove_silent(resources)
-    with resources.database.transaction() as transaction:
-        rows = transaction.execute(text("SELECT id FROM workers")).scalars().all()
-    assert rows == ["live"]
+    assert registered(resources) == ["live"]
+
+
+def test_no_worker_is_removed_until_it_had_the_time_to_renew_after_an_outage(
+    resources: Resources, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [1000.0]
+    outages = Outages(lambda: now[0])
+    monkeypatch.setattr(fleet, "OUTAGES", outages)
+    register(resources, "worker", CPU)
+    miss_heartbeats(resources, "worker")
+    outages.note_failure(DATABASE, "refused")
+    fleet.remove_silent(resources)
+    outages.note_success(DATABASE)
+    now[0] += fleet.expiry_seconds(resources) - 0.1
+    fleet.remove_silent(resources)
+    assert registered(resources) == ["worker"]
+    now[0] += 0.2
+    fleet.remove_silent(resources)
+    assert registered(resources) == []
 
 
 def test_a_heartbeat_keeps_the_start_and_moves_the_end(resources: Resources) -> None:
@@ -211,16 +328,19 @@ def test_waiting_jobs_are_counted_by_reason(resources: Resources) -> None:
     enqueue(resources, device="cuda:1", gib=60)
     enqueue(resources, device="gpu", gib=10)
     enqueue(resources)
+    enqueue(resources, device="cpu", host_gib=200)
     assert measure_backlog(resources).waiting == {
-        WaitingCode.NO_WORKER: 4,
+        WaitingCode.NO_WORKER: 5,
         WaitingCode.NO_GPU: 0,
         WaitingCode.GPU_DTYPE: 0,
         WaitingCode.GPU_MEMORY: 0,
+        WaitingCode.HOST_MEMORY: 0,
     }
     register(resources, "small", CPU, gpu(24))
     backlog = measure_backlog(resources)
     assert {code: number for code, number in backlog.waiting.items() if number} == {
-        WaitingCode.GPU_MEMORY: 2
+        WaitingCode.GPU_MEMORY: 2,
+        WaitingCode.HOST_MEMORY: 1,
     }
     assert backlog.devices == {"cpu": 1, "gpu": 1}
 

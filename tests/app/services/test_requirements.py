@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +11,14 @@ import pytest
 from app.domain.model_source import ModelSource
 from app.domain.principal import OPERATOR
 from app.domain.sweep import SweepRequest
+from app.domain.worker import RequiredMemory
 from app.services import jobs, sweeps
 from app.services.admission import AdmittedJob
-from app.services.requirements import CONTEXT_BYTES, required_gpu_bytes
+from app.services.requirements import CONTEXT_BYTES, required_gpu_bytes, required_memory
 from app.services.resources import Resources
-from intraslice_core.config import CompressionConfig, CompressionSettings
-from intraslice_core.cost_model import DenseModel, read_dense, stage_bytes
+from intraslice_core.config import CompressionConfig, CompressionSettings, EvaluationConfig
+from intraslice_core.cost_model import DenseModel, estimate, read_dense, stage_bytes
+from intraslice_core.cost_model.memory import cache_bytes_per_token
 from intraslice_core.plan import dense_parameters
 from tests.app.builders import make_request
 from tests.app.checkpoints import headers_only
@@ -45,8 +48,28 @@ def needed(dense: DenseModel, **settings: Any) -> int:
     return size
 
 
+def host_needed(dense: DenseModel, **settings: Any) -> int:
+    size = required_memory(admitted(dense, **settings)).host_bytes
+    assert size is not None
+    return size
+
+
 def test_the_memory_of_a_model_that_only_a_worker_can_read_is_not_known() -> None:
-    assert required_gpu_bytes(admitted(None)) is None
+    assert required_memory(admitted(None)) == RequiredMemory()
+
+
+def test_on_a_cpu_the_memory_is_the_peak_of_the_estimate(dense: DenseModel) -> None:
+    assert dense.geometry is not None
+    job = admitted(dense)
+    expected = estimate(dense.geometry, dense.item_bytes, job.compression, None)
+    assert host_needed(dense) == expected.peak_memory_bytes
+    small = admitted(dense, method="magnitude")
+    timed = required_memory(replace(small, evaluation=EvaluationConfig(benchmark=True))).host_bytes
+    assert timed is not None
+    assert timed > host_needed(dense, method="magnitude"), "both models are timed"
+    states = host_needed(dense, method="flap", calibration=LOCAL | {"samples": 64})
+    assert states > host_needed(dense, method="flap"), "hidden states are on the host"
+    assert host_needed(dense, method="auto") >= host_needed(dense)
 
 
 def test_the_memory_is_that_of_the_largest_stage(dense: DenseModel) -> None:
@@ -66,20 +89,35 @@ def test_a_wider_dtype_needs_more(dense: DenseModel) -> None:
     assert needed(dense, dtype="float32") > needed(dense, dtype="bfloat16") == needed(dense)
 
 
-def test_a_model_that_writes_its_calibration_text_is_on_the_gpu_as_a_whole(
+def test_a_model_that_writes_its_calibration_text_is_on_the_gpu_with_a_single_sequence(
     dense: DenseModel,
 ) -> None:
     assert dense.geometry is not None
     small = {"samples": 4, "sequence_length": 16, "self_share": 0.0}
     alone = needed(dense, method="magnitude", calibration=small | {"source": "pydoc"})
-    writing = needed(dense, method="magnitude", calibration=small | {"source": "self"})
-    assert writing == CONTEXT_BYTES + 2 * dense_parameters(dense.geometry) > alone
+    written = [
+        needed(dense, method="magnitude", calibration=small | {"source": "self", "samples": number})
+        for number in (1, 4, 64)
+    ]
+    token = cache_bytes_per_token(dense.geometry, 2)
+    least = 2 * dense_parameters(dense.geometry) + 16 * token
+    assert written == [CONTEXT_BYTES + least] * 3
+    assert least + CONTEXT_BYTES > alone
 
 
 def test_fine_tuning_needs_both_models(dense: DenseModel) -> None:
     assert dense.geometry is not None
     recovered = needed(dense, recover={"loss": "distill"})
     assert recovered > CONTEXT_BYTES + 2 * 1.5 * dense_parameters(dense.geometry)
+
+
+def test_fine_tuning_does_not_need_the_memory_of_a_large_batch_of_written_text(
+    dense: DenseModel,
+) -> None:
+    calibration = {"source": "self", "samples": 64, "sequence_length": 2048}
+    recover = {"loss": "distill", "batch_size": 1, "sequence_length": 64}
+    read = needed(dense, recover=recover, method="magnitude", calibration=LOCAL)
+    assert needed(dense, recover=recover, method="magnitude", calibration=calibration) == read
 
 
 def test_auto_needs_the_memory_of_its_largest_candidate(dense: DenseModel) -> None:
@@ -95,8 +133,14 @@ def test_the_memory_is_stored_with_every_job(
     config = CompressionConfig.model_validate({"calibration": LOCAL, "ratio": 0.25})
     job = jobs.create_job(resources, OPERATOR, make_request(model=model, compression=config)).job
     assert job.gpu_bytes == needed(dense, ratio=0.25)
+    assert job.host_bytes == host_needed(dense, ratio=0.25)
     settings = CompressionSettings.model_validate({"calibration": LOCAL})
     request = SweepRequest(model=model, compression=settings, ratios=(0.25, 0.5))
     sweep = sweeps.create_sweep(resources, OPERATOR, request).sweep
-    stored = [jobs.get_job(resources, OPERATOR, each.id).gpu_bytes for each in sweep.jobs]
-    assert stored == [needed(dense, ratio=ratio) for ratio in (0.25, 0.5)]
+    stored = [jobs.get_job(resources, OPERATOR, each.id).memory for each in sweep.jobs]
+    assert stored == [
+        RequiredMemory(
+            gpu_bytes=needed(dense, ratio=ratio), host_bytes=host_needed(dense, ratio=ratio)
+        )
+        for ratio in (0.25, 0.5)
+    ]

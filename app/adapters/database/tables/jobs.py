@@ -70,6 +70,7 @@ jobs = Table(
     Column("artifacts_checked_at", TIMESTAMP),
     Column("artifacts_missing_at", TIMESTAMP),
     Column("gpu_bytes", BigInteger),
+    Column("host_bytes", BigInteger),
     Column("device_number", Integer),
     CheckConstraint(f"state IN ({_quoted(frozenset(State))})", name="state_known"),
     CheckConstraint(

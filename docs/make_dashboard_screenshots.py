@@ -6,13 +6,13 @@
 The first compresses a real model: the service is started on a temporary directory, as `intraslice
 up` does, or is the one at `--url`. A browser then does what a new user would: press "New job" and
 "Start compression", watch, and press "Download model". A sweep, a text and a key follow for the
-other views. The pictures of the documentation are copied to docs/images.
+other views.
 
 The second takes every view and every state of a job within minutes, with jobs that are invented by
 the helpers of the tests; succeeded ones have the figures of `--report`.
 
-Files are named after view, width and colours. `CHROMIUM` names the browser; otherwise it is
-searched on the PATH.
+Files are named after view, width and colours; pictures of the documentation are copied to
+docs/images. `CHROMIUM` names the browser; otherwise it is searched on the PATH.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ WIDTHS = (1440, 1280, 390)
 HEIGHT = 860
 USUAL = {"width": 1280, "height": HEIGHT}
 JOB_SECONDS = 1800
-SHOWN = ("new", "running", "job", "sweep")
-"""Views whose pictures stand in the documentation."""
+SHOWN = ("new",)
+"""Views whose pictures stand in the documentation; they have no invented figures."""
 ENDED = re.compile("Succeeded|Failed|Cancelled")
 TEXT = "Support ticket: the printer is on fire, and what to do about it.\n" * 400
 Take = Callable[[Page, str], None]
@@ -246,9 +246,9 @@ def main() -> None:
             invented(chromium, take, Path(temporary), arguments.report)
         else:
             real(chromium, take, Path(temporary), arguments.url)
-            for name in SHOWN:
-                picture = f"dashboard-{name}.png"
-                shutil.copy(arguments.out / picture, Path(__file__).parent / "images" / picture)
+    for name in SHOWN:
+        picture = f"dashboard-{name}.png"
+        shutil.copy(arguments.out / picture, Path(__file__).parent / "images" / picture)
     print(f"{time.monotonic() - began:.0f} s")
 
 

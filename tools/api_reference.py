@@ -122,8 +122,12 @@ def _base_type(schema: dict[str, Any]) -> str:
 
 
 def _bounds(schema: dict[str, Any]) -> str:
-    bounds = [text.format(schema[key]) for key, text in _BOUNDS.items() if key in schema]
-    return f" ({', '.join(bounds)})" if bounds else ""
+    given = ((text, schema[key]) for key, text in _BOUNDS.items() if key in schema)
+    # JSON has no integers: bounds of integers are written as 9.0.
+    words = ", ".join(text.format(int(n) if n == int(n) else n) for text, n in given)
+    if schema.get("type") == "object":  # the schema of a map bounds its entries as if it were text
+        words = words.replace("characters", "entries")
+    return f" ({words})" if words else ""
 
 
 def _values(values: list[Any]) -> str:

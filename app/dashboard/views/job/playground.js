@@ -80,7 +80,7 @@ function TryIt({ job, limits, allowed }) {
   const hint = `At most ${limits.max_prompt_bytes.toLocaleString("en")} bytes. Prompt and answers are stored with the job until they are deleted; everybody with a key of this project can read them.`;
   const [promptError, tokensError] = [errorBeside(error, ["/prompt"]), errorBeside(error, ["/max_new_tokens"])];
   const isElsewhere = error && !promptError && !tokensError;
-  return html`<${Card} title="Try it" label="Try it">
+  return html`<${Card} title="Try it" label="Try it"><div class="stack">
     <form onSubmit=${send}>
       <${Field} id="try-prompt" label="Prompt" hint=${hint} error=${promptError}>
         <textarea id="try-prompt" rows="3" required value=${form.prompt} aria-describedby=${describedBy("try-prompt", hint, promptError)} onInput=${set("prompt")}></textarea>
@@ -105,7 +105,7 @@ function TryIt({ job, limits, allowed }) {
       ${isElsewhere ? html`<${Fault} error=${error} />` : null}
     </form>
     ${generation ? html`<${Answers} generation=${generation} />` : null}
-  <//>`;
+  </div><//>`;
 }
 
 /** Body of the request. @param {{ prompt: string, tokens: string, temperature: string, models: string }} form */
@@ -132,11 +132,11 @@ function Answers({ generation }) {
 }
 
 /** @param {any} generation */
-function progressText({ state, models, answers }) {
+function progressText({ state, models, answers, prompt }) {
   if (state === "queued") return "Waiting for a free worker: jobs come first.";
   if (state === "running") return `The ${MODEL_NAMES[models[answers.length] || models[0]].toLowerCase()} model is loaded and answers …`;
   if (state === "cancelled") return "Cancelled.";
-  return state === "succeeded" ? "The continuations of the prompt:" : "";
+  return state === "succeeded" ? `Continuations of “${prompt.length > 48 ? `${prompt.slice(0, 47)}…` : prompt}”:` : "";
 }
 
 /** @param {any} answer */

@@ -23,7 +23,7 @@ _NO_JOBS = {"jobs"}
 """Fields of a device that its worker does not register."""
 # Half of what is left, so a third of the time for which a heartbeat counts: two are missing.
 _ELAPSED = func.now() - workers.c.seen_at
-_SILENT = _ELAPSED + _ELAPSED > workers.c.expires_at - func.now()
+_SILENT = workers.c.expires_at - func.now() < _ELAPSED + _ELAPSED
 _LISTED = (*workers.c, _SILENT.label("silent"))
 
 

@@ -68,6 +68,7 @@ from intraslice_core.families.wrappers import describe_result, require_wrapper_b
 from intraslice_core.files import require_free_output, require_writable_directory
 from intraslice_core.finetuning.recover import recover_staged
 from intraslice_core.layer_loop import CompressionWork, LayerLoop
+from intraslice_core.linalg import factorising_in_place
 from intraslice_core.methods import fixed_method, refit_warnings
 from intraslice_core.modeling import IntraSliceConfig, intraslice_config
 from intraslice_core.plan import ModelPlan, dense_parameters, total_parameters
@@ -270,7 +271,8 @@ def _compress_checkpoint(
             tokenizer = load_tokenizer(dense.directory)
             run.warnings += check_texts(evaluation, tokenizer, work.canonical["vocab_size"])
         # Text that the model writes may overflow, too.
-        with advising_bfloat16(work.dtype, work.device):
+        precision = advising_bfloat16(work.dtype, work.device)
+        with precision, factorising_in_place(active=work.in_place):
             if tokens is None:
                 work, tokens = read_calibration_text(work, dense.directory, run)
             run.calibration = tokens
@@ -325,6 +327,7 @@ def _plan_work(
         resume_state=run.resume_state,
         memory=placement.memory,
         batch=BatchSize(requested=config.batch_size),
+        in_place=placement.in_place,
     )
 
 

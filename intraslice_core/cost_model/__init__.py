@@ -15,6 +15,7 @@ from intraslice_core.cost_model.durations import (
 from intraslice_core.cost_model.flops import StageFlops, stage_flops
 from intraslice_core.cost_model.memory import (
     StageBytes,
+    gpu_host_bytes,
     least_writing_bytes,
     peak_memory,
     stage_bytes,
@@ -41,6 +42,7 @@ __all__ = [
     "estimate",
     "evaluation_seconds",
     "expected_durations",
+    "gpu_host_bytes",
     "least_writing_bytes",
     "machine_rates",
     "peak_memory",

@@ -4,7 +4,8 @@ The peak is reached in one of these situations:
 
 - Compression of a layer: its weights, those of the next one, which is read meanwhile, the Gram and
   cross moments of the wider module and their factors, a batch of activations, and the hidden states
-  of all calibration sequences (twice where the method targets the dense hidden states).
+  of all calibration sequences (twice where the method targets the dense hidden states). Where memory
+  is short, factors take the memory of one Gram matrix at a time (`linalg.factorising_in_place`).
 - Sensitivity measurement: the hidden states of some sequences before all layers, or those of the
   measured sequences and of all trial cuts.
 - Fine-tuning: the compressed model, its teacher if it has one, and the graph of one batch.
@@ -31,7 +32,7 @@ from intraslice_core.cost_model.work import (
     EstimatorSequences,
     trial_layers,
 )
-from intraslice_core.methods import METHODS
+from intraslice_core.methods import METHODS, CompressionMethod
 from intraslice_core.plan import ModelGeometry, dense_parameters
 from intraslice_core.text_sources import WRITTEN
 from intraslice_core.writing import CPU_CACHE_BYTES, CPU_SEQUENCES, batch_size, sequences_at_once
@@ -42,7 +43,12 @@ PROCESS_BYTES = 600 * 2**20
 _FLOAT64_BYTES = 8
 """Bytes of a number in moments and factorisations."""
 _GRAMS = 6
-"""Gram matrices held at once in the sensitivity measurement, with factor and inverse."""
+"""Gram matrices held at once while a module is fitted: of both parts of the calibration, damped of
+each, a factor, and the copy that a solution takes. The sensitivity measurement holds fewer."""
+_GRAMS_IN_PLACE = 3
+"""Gram matrices held at once where they are factorised in place: two, and the factor of one. The
+two are of both parts of the calibration or, for trial cuts, of the dense layer as it is and in order
+of removal."""
 _CROSSES = 9
 """Cross moments held at once: cross, residual and correction of fit and held-out sequences, fitted,
 copied, solved."""
@@ -80,6 +86,7 @@ def peak_memory(
     item_bytes: int,
     compression: CompressionConfig,
     evaluation: EvaluationConfig | None,
+    in_place: bool = False,
 ) -> int:
     """Estimate the peak memory of a job on a CPU, in bytes.
 
@@ -92,10 +99,11 @@ def peak_memory(
         item_bytes: bytes per stored weight.
         compression: settings of the compression.
         evaluation: settings of the evaluation; None without one.
+        in_place: factorise wide moments in place.
     """
     # `auto` is float32 on most CPUs; overestimating is safer.
     item = _COMPUTE_BYTES.get(compression.dtype, 4)
-    stages = stage_bytes(geometry, compression, item, item_bytes)
+    stages = stage_bytes(geometry, compression, item, item_bytes, in_place=in_place)
     layer = max(stage.host + stage.device for stage in stages.values())
     # The result is always verified in float32.
     whole = 4 * params_after
@@ -119,10 +127,18 @@ class StageBytes(FrozenModel):
     """Hidden states of sequences, which `offload_dir` moves to files; on a GPU where they fit."""
     device: int
     """Weights, moments, factorisations and one batch; host memory too where the device is a CPU."""
+    copies: int = 0
+    """Copies of the hidden states by which a layer is repeated with a smaller batch, in host memory
+    or in files; none where the device is a CPU."""
 
 
 def stage_bytes(
-    geometry: ModelGeometry, compression: CompressionConfig, item: int, stored: int
+    geometry: ModelGeometry,
+    compression: CompressionConfig,
+    item: int,
+    stored: int,
+    *,
+    in_place: bool = False,
 ) -> dict[str, StageBytes]:
     """Estimate the memory of the stages that hold one layer at a time, by stage name.
 
@@ -131,7 +147,43 @@ def stage_bytes(
         compression: settings of the compression.
         item: bytes per number in the compute dtype.
         stored: bytes per stored weight.
+        in_place: factorise wide moments in place, as where memory is short.
     """
+    stages = _stages(geometry, compression, item, stored, in_place)
+    if METHODS[compression.method].uses_hidden_states and compression.batch_size > 1:
+        layer = stages["compress"]
+        stages["compress"] = layer.model_copy(update={"copies": layer.host})
+    return stages
+
+
+def gpu_host_bytes(
+    geometry: ModelGeometry, compression: CompressionConfig, item: int, stored: int
+) -> int:
+    """Estimate the host memory of a compression on a GPU, in bytes, without its verification.
+
+    It holds hidden states that do not fit on the GPU, copies of them, the layer that is read and
+    the one that is written, and the embeddings. With `offload_dir` hidden states are in files.
+
+    Args:
+        geometry: dimensions of the dense model.
+        compression: settings of the compression.
+        item: bytes per number in the compute dtype.
+        stored: bytes per stored weight.
+    """
+    stages = stage_bytes(geometry, compression, item, stored).values()
+    layers = 2 * geometry.dense_layer().parameters(geometry)
+    weights = stored * (layers + geometry.vocab_size * geometry.hidden_size)
+    return PROCESS_BYTES + weights + max(stage.host + stage.copies for stage in stages)
+
+
+def _stages(
+    geometry: ModelGeometry,
+    compression: CompressionConfig,
+    item: int,
+    stored: int,
+    in_place: bool,
+) -> dict[str, StageBytes]:
+    """Estimate the memory of the stages, as `stage_bytes` does, without copies."""
     method, calibration = METHODS[compression.method], compression.calibration
     parts, length = EstimatorSequences.of(compression), calibration.sequence_length
     # The layer as it is stored, dense and sliced, and the next one, which is read meanwhile.
@@ -144,7 +196,8 @@ def stage_bytes(
         return _unit_bytes(geometry, compression, item, weights)
     state = length * geometry.hidden_size * item
     width = max(geometry.intermediate_size, geometry.num_attention_heads * geometry.head_dim)
-    moments = _FLOAT64_BYTES * width * (_GRAMS * width + _CROSSES * geometry.hidden_size)
+    grams = _grams_in_place(method) if in_place else _GRAMS
+    moments = _FLOAT64_BYTES * width * (grams * width + _CROSSES * geometry.hidden_size)
     batch = compression.batch_size * length * width * 4 * _ACTIVATIONS
     heads = geometry.num_attention_heads * geometry.head_dim
     batch += min(KEPT_INNER_BYTES, calibration.samples * length * heads * item)
@@ -183,6 +236,13 @@ def stage_bytes(
             device=layer_or_logits + tokens * geometry.hidden_size * item,
         )
     return stages
+
+
+def _grams_in_place(method: CompressionMethod) -> int:
+    """Return the Gram matrices held at once; one more where neurons are chosen by those of both
+    parts of the calibration together."""
+    chooses = method.neuron_choice == "obs" and not method.measures_sensitivity
+    return _GRAMS_IN_PLACE + (chooses and len(method.damping_own) > 1)
 
 
 def _stream_bytes(

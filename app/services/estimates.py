@@ -22,7 +22,7 @@ from app.domain.validation import (
 from app.domain.worker import Requirement
 from app.services.admission import AdmittedJob, admit
 from app.services.fleet import cautions_of
-from app.services.requirements import required_gpu_bytes
+from app.services.requirements import required_gpu_bytes, required_host_bytes
 from app.services.resources import Resources
 from app.services.uploads import locator
 from intraslice_core.config import AUTO
@@ -57,11 +57,12 @@ def validate_job(resources: Resources, principal: Principal, request: JobRequest
     warnings += cautions_of(
         resources,
         Requirement.of(request.compression, needed),
-        None if expected is None else expected.peak_memory_bytes,
+        None if expected is None else expected.least_memory_bytes,
     )
     return Validation(
         estimate=expected,
         gpu_bytes=needed,
+        gpu_host_bytes=required_host_bytes(admitted),
         seconds=durations[0].seconds if durations else None,
         durations=durations,
         targets=targets_for(admitted.dense),
@@ -146,8 +147,11 @@ def _estimate(admitted: AdmittedJob, plan: TournamentPlan | None) -> Estimate | 
         estimate(dense.geometry, dense.item_bytes, compression, admitted.evaluation, model_type)
         for compression in settings
     ]
-    peak = max(each.peak_memory_bytes for each in estimates)
-    return estimates[0].model_copy(update={"peak_memory_bytes": peak})
+    largest = {
+        name: max(getattr(each, name) for each in estimates)
+        for name in ("peak_memory_bytes", "least_memory_bytes")
+    }
+    return estimates[0].model_copy(update=largest)
 
 
 def _durations_of_auto(

@@ -4,7 +4,13 @@ from __future__ import annotations
 
 from app.services.admission import AdmittedJob
 from intraslice_core.config import AUTO, CompressionConfig
-from intraslice_core.cost_model import DenseModel, estimate, plan_tournament, stage_bytes
+from intraslice_core.cost_model import (
+    DenseModel,
+    estimate,
+    gpu_host_bytes,
+    plan_tournament,
+    stage_bytes,
+)
 from intraslice_core.cost_model.memory import PROCESS_BYTES
 from intraslice_core.plan import ModelGeometry, dense_parameters
 from intraslice_core.text_sources import WRITTEN
@@ -18,8 +24,8 @@ def required_gpu_bytes(admitted: AdmittedJob) -> int | None:
     """Return the GPU memory that the job needs; None for a model that only a worker can read.
 
     It is the largest of the cost model's device bytes: of the stages that hold one layer at a time,
-    of the dense model where it writes calibration text, and of fine-tuning. Evaluation and timing
-    are not counted: they take what is left.
+    with factorisations in place, of the dense model where it writes calibration text, and of
+    fine-tuning. Evaluation and timing are not counted: they take what is left.
     """
     dense = admitted.dense
     if dense is None or dense.geometry is None:
@@ -28,6 +34,28 @@ def required_gpu_bytes(admitted: AdmittedJob) -> int | None:
     return CONTEXT_BYTES + max(
         _largest_step(compression, dense, dense.geometry) for compression in candidates
     )
+
+
+def required_host_bytes(admitted: AdmittedJob) -> int | None:
+    """Return the host memory that the job needs beside a GPU; None as `required_gpu_bytes`.
+
+    Verification and evaluation are not counted: they are on the GPU where it is large enough.
+    """
+    dense = admitted.dense
+    if dense is None or dense.geometry is None:
+        return None
+    return max(
+        gpu_host_bytes(dense.geometry, compression, _item(compression, dense), dense.item_bytes)
+        for compression in _candidates(admitted.compression, dense, dense.geometry)
+    )
+
+
+def _item(compression: CompressionConfig, dense: DenseModel) -> int:
+    """Return the bytes per number in the compute dtype on a GPU.
+
+    There `auto` is the stored dtype; 8-bit weights are computed with in 16 bits.
+    """
+    return _DTYPE_BYTES.get(compression.dtype, max(dense.item_bytes, 2))
 
 
 def _candidates(
@@ -45,9 +73,8 @@ def _largest_step(
     compression: CompressionConfig, dense: DenseModel, geometry: ModelGeometry
 ) -> int:
     """Return the device bytes of the largest step of one method."""
-    # On a GPU `auto` is the stored dtype; 8-bit weights are computed with in 16 bits.
-    item = _DTYPE_BYTES.get(compression.dtype, max(dense.item_bytes, 2))
-    stages = stage_bytes(geometry, compression, item, dense.item_bytes)
+    item = _item(compression, dense)
+    stages = stage_bytes(geometry, compression, item, dense.item_bytes, in_place=True)
     steps = [stage.device for stage in stages.values()]
     if any(part.source in WRITTEN for part in compression.resolved_calibration.parts()):
         steps.append(dense_parameters(geometry) * item)
@@ -64,4 +91,4 @@ def _fine_tuning_bytes(
     settings = compression.model_copy(update={"dtype": names.get(item, "float32")})
     model_type = dense.target_type(compression.target)
     expected = estimate(geometry, dense.item_bytes, settings, None, model_type)
-    return expected.peak_memory_bytes - PROCESS_BYTES
+    return expected.least_memory_bytes - PROCESS_BYTES

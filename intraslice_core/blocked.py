@@ -10,6 +10,9 @@ panels (E. Anderson et al., LAPACK Users' Guide, 3rd edition, SIAM 1999).
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 
 import torch
@@ -19,6 +22,31 @@ PANELS = 16
 """Panels that a wide matrix is divided into; the work space is a few of them."""
 LEAST_WIDTH = 64
 """Least width of a panel: products of narrower ones are slow."""
+IN_PLACE_WIDTH = 1024
+"""Rows from which a matrix is factorised in place where memory is short; others take 8 MiB."""
+
+_in_place_width: ContextVar[int | None] = ContextVar("in_place_width", default=None)
+
+
+@contextmanager
+def factorising_in_place(*, active: bool = True, width: int = IN_PLACE_WIDTH) -> Iterator[None]:
+    """Factorise wide matrices in one copy of them, as there is no memory for several.
+
+    Args:
+        active: False changes nothing.
+        width: least number of rows.
+    """
+    token = _in_place_width.set(width if active else _in_place_width.get())
+    try:
+        yield
+    finally:
+        _in_place_width.reset(token)
+
+
+def lacks_room(width: int) -> bool:
+    """Report whether there may be no memory for several matrices of a width."""
+    least = _in_place_width.get()
+    return least is not None and width >= least
 
 
 def panels(size: int) -> list[slice]:

@@ -6,7 +6,7 @@ for lack of memory passes unchanged.
 
 Factorisations are in float64. On GPUs whose float64 is slow, those of single matrices of at least
 `MIXED_WIDTH` rows are in float32, refined and checked (`mixed_precision`), and in float64 where the
-check fails. Where memory is short, those of single matrices are in place (`blocked`), in float64 on
+check fails. Where memory is short, those of wide matrices are in place (`blocked`), in float64 on
 every device. Batches are of heads, whose matrices are small.
 """
 
@@ -41,7 +41,6 @@ A smaller matrix takes a GPU a few milliseconds in float64 even at 1/64 of the r
 """
 
 _forced_width: ContextVar[int | None] = ContextVar("forced_width", default=None)
-_in_place: ContextVar[bool] = ContextVar("in_place", default=False)
 
 
 @contextmanager
@@ -57,20 +56,6 @@ def mixed_precision(width: int = 1) -> Iterator[None]:
         _forced_width.reset(token)
 
 
-@contextmanager
-def factorising_in_place(*, active: bool = True) -> Iterator[None]:
-    """Factorise single matrices in one copy of them, where there is no memory for several.
-
-    Args:
-        active: False changes nothing.
-    """
-    token = _in_place.set(active or _in_place.get())
-    try:
-        yield
-    finally:
-        _in_place.reset(token)
-
-
 def _is_mixed(matrix: Tensor) -> bool:
     """Report whether a matrix, (…, n, n), is factorised in float32 first."""
     return matrix.dim() == 2 and _is_wide(len(matrix), matrix.device)
@@ -79,7 +64,7 @@ def _is_mixed(matrix: Tensor) -> bool:
 def _is_wide(width: int, device: torch.device) -> bool:
     """Report whether operations on matrices of a width are in float32 on a device."""
     forced = _forced_width.get()
-    if _in_place.get():
+    if blocked.lacks_room(width):
         return False
     if forced is not None:
         return width >= forced
@@ -295,7 +280,7 @@ class DampedMatrix:
     def __init__(
         self, gram: Tensor, *, per_dimension: bool = False, shrinkage: float = 0.0
     ) -> None:
-        self._is_in_place = _in_place.get() and gram.dim() == 2
+        self._is_in_place = gram.dim() == 2 and blocked.lacks_room(len(gram))
         if self._is_in_place:  # copied for one factor at a time
             self._matrix = require_finite(gram, "a second moment")
             diagonal = gram.diagonal().to(WORKING_DTYPE, copy=True)
@@ -418,9 +403,10 @@ def shrunken(gram: Tensor, share: float) -> Tensor:
 def submatrix(matrix: Tensor, rows: Tensor) -> Tensor:
     """Return some rows and the same columns of (n, n), in any order, (k, k).
 
-    Where memory is short, without a second copy of all columns of these rows.
+    Where memory is short, no copy of all columns of these rows is made.
     """
-    return blocked.submatrix(matrix, rows) if _in_place.get() else matrix[rows][:, rows]
+    short = blocked.lacks_room(len(matrix))
+    return blocked.submatrix(matrix, rows) if short else matrix[rows][:, rows]
 
 
 def _numerical_rank(gram: Tensor) -> int:

@@ -26,6 +26,7 @@ from intraslice_core.allocation.shapes import (
     Shapes,
     choose_shapes,
 )
+from intraslice_core.blocked import factorising_in_place
 from intraslice_core.calibration import calibration_hash, text_prefix
 from intraslice_core.checkpoints.manifest import model_fingerprint
 from intraslice_core.checkpoints.model_card import base_licence
@@ -68,7 +69,6 @@ from intraslice_core.families.wrappers import describe_result, require_wrapper_b
 from intraslice_core.files import require_free_output, require_writable_directory
 from intraslice_core.finetuning.recover import recover_staged
 from intraslice_core.layer_loop import CompressionWork, LayerLoop
-from intraslice_core.linalg import factorising_in_place
 from intraslice_core.methods import fixed_method, refit_warnings
 from intraslice_core.modeling import IntraSliceConfig, intraslice_config
 from intraslice_core.plan import ModelPlan, dense_parameters, total_parameters

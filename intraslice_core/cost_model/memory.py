@@ -5,7 +5,7 @@ The peak is reached in one of these situations:
 - Compression of a layer: its weights, those of the next one, which is read meanwhile, the Gram and
   cross moments of the wider module and their factors, a batch of activations, and the hidden states
   of all calibration sequences (twice where the method targets the dense hidden states). Where memory
-  is short, factors take the memory of one Gram matrix at a time (`linalg.factorising_in_place`).
+  is short, factors take the memory of one Gram matrix at a time (`blocked`).
 - Sensitivity measurement: the hidden states of some sequences before all layers, or those of the
   measured sequences and of all trial cuts.
 - Fine-tuning: the compressed model, its teacher if it has one, and the graph of one batch.
@@ -49,6 +49,8 @@ _GRAMS_IN_PLACE = 3
 """Gram matrices held at once where they are factorised in place: two, and the factor of one. The
 two are of both parts of the calibration or, for trial cuts, of the dense layer as it is and in order
 of removal."""
+_PANELS_HELD = 3
+"""Panels held at once as work space of a factorisation in place."""
 _CROSSES = 9
 """Cross moments held at once: cross, residual and correction of fit and held-out sequences, fitted,
 copied, solved."""
@@ -66,7 +68,8 @@ KEPT_INNER_BYTES = 48 * 2**20
 """Inner activations of the sliced attention that are kept until its refit, at most."""
 LOGITS_AT_ONCE = 2**23
 """Logits held at once in fine-tuning, in numbers."""
-# The evaluation's own values, repeated here because its modules import torch; a test compares them.
+# The engine's own values, repeated here because its modules import torch; a test compares them.
+IN_PLACE_WIDTH, PANELS = 1024, 16
 DENSE_LOGITS = 2**22
 EVALUATION_LOGITS = 2**24
 EVALUATION_TOKENS = 4096
@@ -196,8 +199,10 @@ def _stages(
         return _unit_bytes(geometry, compression, item, weights)
     state = length * geometry.hidden_size * item
     width = max(geometry.intermediate_size, geometry.num_attention_heads * geometry.head_dim)
-    grams = _grams_in_place(method) if in_place else _GRAMS
-    moments = _FLOAT64_BYTES * width * (grams * width + _CROSSES * geometry.hidden_size)
+    grams = _GRAMS * width
+    if in_place and width >= IN_PLACE_WIDTH:
+        grams = _grams_in_place(method) * width + _PANELS_HELD * -(-width // PANELS)
+    moments = _FLOAT64_BYTES * width * (grams + _CROSSES * geometry.hidden_size)
     batch = compression.batch_size * length * width * 4 * _ACTIVATIONS
     heads = geometry.num_attention_heads * geometry.head_dim
     batch += min(KEPT_INNER_BYTES, calibration.samples * length * heads * item)

@@ -16,7 +16,7 @@ from intraslice_core.cost_model import StageBytes, stage_bytes
 from intraslice_core.cost_model.memory import PROCESS_BYTES
 from intraslice_core.device import DeviceMemory, HostMemory, TensorMemory, resolve_device
 from intraslice_core.device_memory import free_device_memory
-from intraslice_core.host_memory import host_memory_bytes
+from intraslice_core.host_limit import host_memory_bytes
 from intraslice_core.plan import ModelGeometry
 
 DEVICE_SHARE = 0.8

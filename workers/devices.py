@@ -21,7 +21,7 @@ from app.settings import Settings
 from app.settings.types import ALL_DEVICES, CPU_ONLY
 from app.telemetry import get_logger
 from intraslice_core.errors import ConfigurationError
-from intraslice_core.host_memory import host_memory_bytes
+from intraslice_core.host_limit import host_memory_bytes
 from workers.child_process import environment, visible_device
 
 PROBE: Sequence[str] = (sys.executable, "-P", "-m", "workers.device_probe")

@@ -23,7 +23,7 @@ from app.settings import Settings
 from app.telemetry import configure_logging, get_logger
 from app.telemetry.traces import configure_tracing, stop_tracing
 from intraslice_core import __version__
-from intraslice_core.host_memory import host_memory_bytes
+from intraslice_core.host_limit import host_memory_bytes
 from workers import periodic_tasks
 from workers.child_process import kill_all_children
 from workers.devices import find_slots

@@ -17,7 +17,7 @@ from app.domain.worker import GIB, Device, Slot
 from app.settings import Settings
 from intraslice_core.config import CompressionConfig
 from intraslice_core.errors import ConfigurationError
-from intraslice_core.host_memory import host_memory_bytes
+from intraslice_core.host_limit import host_memory_bytes
 from tests.app.fleets import CPU, gpu
 from workers import child_process, devices
 from workers.device_probe import describe_gpus

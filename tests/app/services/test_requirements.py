@@ -12,7 +12,7 @@ from app.domain.principal import OPERATOR
 from app.domain.sweep import SweepRequest
 from app.services import jobs, sweeps
 from app.services.admission import AdmittedJob
-from app.services.requirements import CONTEXT_BYTES, required_gpu_bytes
+from app.services.requirements import CONTEXT_BYTES, required_gpu_bytes, required_host_bytes
 from app.services.resources import Resources
 from intraslice_core.config import CompressionConfig, CompressionSettings
 from intraslice_core.cost_model import DenseModel, read_dense, stage_bytes
@@ -52,8 +52,27 @@ def test_the_memory_of_a_model_that_only_a_worker_can_read_is_not_known() -> Non
 def test_the_memory_is_that_of_the_largest_stage(dense: DenseModel) -> None:
     assert dense.geometry is not None
     compression = CompressionConfig.model_validate({"calibration": LOCAL})
-    stages = stage_bytes(dense.geometry, compression, 2, 2)
-    assert needed(dense) == CONTEXT_BYTES + max(stage.device for stage in stages.values())
+    in_place, copied = (
+        max(stage.device for stage in stages.values())
+        for stages in (
+            stage_bytes(dense.geometry, compression, 2, 2, in_place=in_place)
+            for in_place in (True, False)
+        )
+    )
+    assert needed(dense) == CONTEXT_BYTES + in_place < CONTEXT_BYTES + copied
+
+
+def test_the_host_has_the_hidden_states_that_do_not_fit_the_gpu_and_their_copies(
+    dense: DenseModel,
+) -> None:
+    sizes = [
+        required_host_bytes(admitted(dense, calibration=LOCAL | {"samples": samples}))
+        for samples in (1024, 2048)
+    ]
+    assert sizes[0] is not None
+    assert sizes[1] is not None
+    assert sizes[1] - sizes[0] == 2 * 2 * 1024 * 512 * 2048 * 2
+    assert required_host_bytes(admitted(None)) is None
 
 
 def test_hidden_states_on_the_host_are_not_counted(dense: DenseModel) -> None:

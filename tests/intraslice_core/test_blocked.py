@@ -217,7 +217,9 @@ def test_plan_and_weights_are_those_with_copies(tmp_path: Path, method: Method) 
         round_to=2,
         dtype="float32",
         device="cpu",
-        calibration=CalibrationConfig(source="pydoc", samples=16, sequence_length=64),
+        calibration=CalibrationConfig(
+            source="pydoc", samples=16, sequence_length=64, self_share=0.0
+        ),
     )
     copying = compress_unverified(dense, tmp_path / "copies", config)
     with factorising_in_place(width=1):

@@ -32,7 +32,7 @@ SPARE = 160 * 2**20
 """Memory that the process may use in addition to that of its imports."""
 NEURONS = 3072
 """Neurons whose Gram matrix takes 72 MiB."""
-SPARE_OF_WIDE = 340 * 2**20
+SPARE_OF_WIDE = 280 * 2**20
 """Memory for fewer Gram matrices than the path with copies takes, nearly five."""
 
 LIMITED = """

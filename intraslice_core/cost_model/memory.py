@@ -4,8 +4,8 @@ The peak is reached in one of these situations:
 
 - Compression of a layer: its weights, those of the next one, which is read meanwhile, the Gram and
   cross moments of the wider module and their factors, a batch of activations, and the hidden states
-  of all calibration sequences (twice where the method targets the dense hidden states). Where memory
-  is short, factors take the memory of one Gram matrix at a time (`blocked`).
+  of all calibration sequences (twice where the method targets the dense hidden states). Where
+  memory is short, factors take the memory of one Gram matrix at a time (`blocked`).
 - Sensitivity measurement: the hidden states of some sequences before all layers, or those of the
   measured sequences and of all trial cuts.
 - Fine-tuning: the compressed model, its teacher if it has one, and the graph of one batch.
@@ -47,8 +47,8 @@ _GRAMS = 6
 each, a factor, and the copy that a solution takes. The sensitivity measurement holds fewer."""
 _GRAMS_IN_PLACE = 3
 """Gram matrices held at once where they are factorised in place: two, and the factor of one. The
-two are of both parts of the calibration or, for trial cuts, of the dense layer as it is and in order
-of removal."""
+two are of both parts of the calibration or, for trial cuts, of the dense layer as it is and in
+order of removal."""
 _PANELS_HELD = 3
 """Panels held at once as work space of a factorisation in place."""
 _CROSSES = 9
@@ -199,10 +199,7 @@ def _stages(
         return _unit_bytes(geometry, compression, item, weights)
     state = length * geometry.hidden_size * item
     width = max(geometry.intermediate_size, geometry.num_attention_heads * geometry.head_dim)
-    grams = _GRAMS * width
-    if in_place and width >= IN_PLACE_WIDTH:
-        grams = _grams_in_place(method) * width + _PANELS_HELD * -(-width // PANELS)
-    moments = _FLOAT64_BYTES * width * (grams + _CROSSES * geometry.hidden_size)
+    moments = _moment_bytes(geometry, method, width, in_place)
     batch = compression.batch_size * length * width * 4 * _ACTIVATIONS
     heads = geometry.num_attention_heads * geometry.head_dim
     batch += min(KEPT_INNER_BYTES, calibration.samples * length * heads * item)
@@ -243,11 +240,24 @@ def _stages(
     return stages
 
 
-def _grams_in_place(method: CompressionMethod) -> int:
-    """Return the Gram matrices held at once; one more where neurons are chosen by those of both
-    parts of the calibration together."""
-    chooses = method.neuron_choice == "obs" and not method.measures_sensitivity
-    return _GRAMS_IN_PLACE + (chooses and len(method.damping_own) > 1)
+def _moment_bytes(
+    geometry: ModelGeometry, method: CompressionMethod, width: int, in_place: bool
+) -> int:
+    """Estimate the memory of a module's moments and their factors.
+
+    Args:
+        geometry: dimensions of the dense model.
+        method: of the compression.
+        width: of the module's inner activations.
+        in_place: factorise wide moments in place.
+    """
+    columns = _GRAMS * width
+    if in_place and width >= IN_PLACE_WIDTH:
+        # One more where neurons are chosen by those of both parts of the calibration together.
+        by_both = method.neuron_choice == "obs" and not method.measures_sensitivity
+        grams = _GRAMS_IN_PLACE + (by_both and len(method.damping_own) > 1)
+        columns = grams * width + _PANELS_HELD * -(-width // PANELS)
+    return _FLOAT64_BYTES * width * (columns + _CROSSES * geometry.hidden_size)
 
 
 def _stream_bytes(

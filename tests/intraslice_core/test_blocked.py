@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -22,7 +23,7 @@ from intraslice_core.statistics import Moments
 from tests.intraslice_core.compressing import compress_unverified
 from tests.intraslice_core.tiny_models import tiny_llama
 
-CLOSE = {"rtol": 1e-7, "atol": 1e-9}
+assert_close = partial(torch.testing.assert_close, rtol=1e-7, atol=1e-9)
 WEIGHT_TOLERANCE = 1e-6
 """Largest difference of a weight matrix, relative to its norm, with copies and in place."""
 
@@ -100,14 +101,12 @@ def test_factor_solution_inverse_and_refit_are_those_of_the_copying_path(
     assert not copying.is_in_place
     assert factor.damping == copying.damping
     assert factor.rounded_inverse() is None
-    torch.testing.assert_close(factor.cholesky, copying.cholesky, **CLOSE)
-    torch.testing.assert_close(factor.solve(right), copying.solve(right), **CLOSE)
-    torch.testing.assert_close(
-        factor.refit_leading(right, keep), copying.refit_leading(right, keep), **CLOSE
-    )
-    torch.testing.assert_close(factor.inverse(), copying.inverse(), **CLOSE)
+    assert_close(factor.cholesky, copying.cholesky)
+    assert_close(factor.solve(right), copying.solve(right))
+    assert_close(factor.refit_leading(right, keep), copying.refit_leading(right, keep))
+    assert_close(factor.inverse(), copying.inverse())
     inverse = factor.inverse(overwrite=True)
-    torch.testing.assert_close(inverse, copying.inverse(), **CLOSE)
+    assert_close(inverse, copying.inverse())
     assert torch.equal(inverse, inverse.mT)
 
 
@@ -205,7 +204,7 @@ def test_a_fit_chooses_the_same_dampings_and_weights(by_source: bool) -> None:
         fitted = compensation.fit_output(fit, held_out, prior, dampings)
     assert fitted.damping_own == expected.damping_own
     assert fitted.damping_correction == expected.damping_correction
-    torch.testing.assert_close(fitted.weight, expected.weight, **CLOSE)
+    assert_close(fitted.weight, expected.weight)
 
 
 @pytest.mark.parametrize("method", ["intraslice_plus", "modegpt"])

@@ -30,10 +30,10 @@ pytestmark = [pytest.mark.slow]
 LAYERS, WIDTH, INNER, VOCABULARY = 48, 768, 512, 49152
 SPARE = 160 * 2**20
 """Memory that the process may use in addition to that of its imports."""
-NEURONS = 3072
-"""Neurons whose Gram matrix takes 72 MiB."""
-SPARE_OF_WIDE = 280 * 2**20
-"""Memory for fewer Gram matrices than the path with copies takes, nearly five."""
+NEURONS = 2560
+"""Neurons whose Gram matrix takes 50 MiB."""
+SPARE_OF_WIDE = 215 * 2**20
+"""Memory for three Gram matrices beside the rest of the run; with copies it holds nearly five."""
 
 LIMITED = """
 import resource, sys

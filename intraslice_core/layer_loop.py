@@ -83,6 +83,8 @@ class CompressionWork:
     Keys of cached content have the requested size: on a device of the same class, another run would
     lower it alike.
     """
+    in_place: bool = False
+    """True if wide second moments are factorised in place, which rounds differently."""
 
     @property
     def layers(self) -> DenseLayerReader:
@@ -116,7 +118,7 @@ class CompressionWork:
         """Return the key of content that depends on this work and on `facts`."""
         return content_key(
             model=self.fingerprint,
-            place=rounding_class(self.device),
+            place=rounding_class(self.device) + ", in place" * self.in_place,
             dtype=str(self.dtype),
             **facts,
         )

@@ -25,6 +25,7 @@ from intraslice_core.allocation.shapes import (
     Shapes,
     choose_shapes,
 )
+from intraslice_core.blocked import factorising_in_place
 from intraslice_core.calibration import calibration_hash, text_prefix
 from intraslice_core.checkpoints.manifest import model_fingerprint
 from intraslice_core.checkpoints.model_card import base_licence
@@ -291,7 +292,8 @@ def _compress_checkpoint(
             tokenizer = load_tokenizer(dense.directory)
             run.warnings += check_texts(evaluation, tokenizer, work.canonical["vocab_size"])
         # Text that the model writes may overflow, too.
-        with advising_bfloat16(work.dtype, work.device):
+        precision = advising_bfloat16(work.dtype, work.device)
+        with precision, factorising_in_place(active=work.in_place):
             if tokens is None:
                 work, tokens = read_calibration_text(work, dense.directory, run)
             run.calibration = tokens
@@ -346,6 +348,7 @@ def _plan_work(
         resume_state=run.resume_state,
         memory=placement.memory,
         batch=BatchSize(requested=config.batch_size),
+        in_place=placement.in_place,
     )
 
 

@@ -95,7 +95,14 @@ class Validation(ApiModel):
     gpu_bytes: int | None = Field(
         default=None,
         description="Memory that the job needs on a GPU, without evaluation and timing; null if "
-        "only a worker can read the model.",
+        "only a worker can read the model. With less than the copies of second moments take, they "
+        "are factorised in place.",
+    )
+    gpu_host_bytes: int | None = Field(
+        default=None,
+        description="Host memory that the job needs beside a GPU: hidden states that do not fit on "
+        "it, their copies and a few layers, without verification and evaluation, which are on the "
+        "host where the GPU is too small for them; null if only a worker can read the model.",
     )
     seconds_low: float | None = Field(
         default=None, description="Lower end of the range of `seconds`."

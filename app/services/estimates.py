@@ -21,7 +21,7 @@ from app.domain.validation import (
 from app.domain.worker import RequiredMemory, Requirement
 from app.services import fleet
 from app.services.admission import AdmittedJob
-from app.services.requirements import required_gpu_bytes
+from app.services.requirements import required_gpu_bytes, required_host_bytes
 from app.services.resources import Resources
 from app.services.upload_facts import admit_request
 from intraslice_core.accelerators import GpuClass, gpu_class_named
@@ -69,7 +69,7 @@ def validate_job(resources: Resources, principal: Principal, request: JobRequest
     expected = _estimate(admitted, plan)
     needed = RequiredMemory(
         gpu_bytes=required_gpu_bytes(admitted),
-        host_bytes=None if expected is None else expected.peak_memory_bytes,
+        host_bytes=None if expected is None else expected.least_memory_bytes,
     )
     requirement = Requirement.of(request.compression, needed)
     times = _predicted(resources, admitted, plan, requirement)
@@ -79,6 +79,7 @@ def validate_job(resources: Resources, principal: Principal, request: JobRequest
     return Validation(
         estimate=expected,
         gpu_bytes=needed.gpu_bytes,
+        gpu_host_bytes=required_host_bytes(admitted),
         seconds_low=None if likely_time is None else likely_time.low,
         seconds=None if likely_time is None else likely_time.expected,
         seconds_high=None if likely_time is None else likely_time.high,
@@ -274,8 +275,11 @@ def _estimate(admitted: AdmittedJob, plan: TournamentPlan | None) -> Estimate | 
         estimate(dense.geometry, dense.item_bytes, compression, admitted.evaluation, model_type)
         for compression in settings
     ]
-    peak = max(each.peak_memory_bytes for each in estimates)
-    return estimates[0].model_copy(update={"peak_memory_bytes": peak})
+    largest = {
+        name: max(getattr(each, name) for each in estimates)
+        for name in ("peak_memory_bytes", "least_memory_bytes")
+    }
+    return estimates[0].model_copy(update=largest)
 
 
 def _about_estimates(

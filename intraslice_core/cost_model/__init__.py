@@ -16,6 +16,7 @@ from intraslice_core.cost_model.flops import StageFlops, stage_flops
 from intraslice_core.cost_model.memory import (
     StageBytes,
     fine_tuning_bytes,
+    gpu_host_bytes,
     least_writing_bytes,
     peak_memory,
     stage_bytes,
@@ -45,6 +46,7 @@ __all__ = [
     "evaluation_seconds",
     "expected_durations",
     "fine_tuning_bytes",
+    "gpu_host_bytes",
     "least_writing_bytes",
     "machine_rates",
     "peak_memory",

@@ -25,6 +25,7 @@ from intraslice_core.text_sources import DOMAIN_NAMES
 if TYPE_CHECKING:
     from app.domain.job import Job, JobResult
     from app.domain.validation import Validation
+    from intraslice_core.cost_model import Estimate
 
 Row = tuple[Any, ...]
 
@@ -65,7 +66,7 @@ def _plan_rows(validation: Validation, target: str) -> Iterator[Row]:
     expected = validation.estimate
     if expected is not None:
         yield ("layer weights removed", percent(expected.achieved_ratio))
-        yield ("peak memory", size(expected.peak_memory_bytes))
+        yield ("peak memory", _memory(expected))
     yield ("time", _time(validation))
     if validation.tournament is not None:
         yield ("methods to try", ", ".join(validation.tournament.candidates))
@@ -79,6 +80,12 @@ def _plan_rows(validation: Validation, target: str) -> Iterator[Row]:
         if support.target != target
     ]
     yield ("other targets", ", ".join(others))
+
+
+def _memory(expected: Estimate) -> str:
+    """Return the memory of a job on a CPU, and the least that it runs in."""
+    peak, least = size(expected.peak_memory_bytes), size(expected.least_memory_bytes)
+    return peak if peak == least else f"{peak}, at least {least}"
 
 
 def _time(validation: Validation) -> str:

@@ -104,6 +104,8 @@ def test_an_estimate_has_the_sizes_and_queues_nothing(
     assert estimate["params_after"] == PARAMETERS - removed
     assert estimate["bytes_before"] == 2 * PARAMETERS
     assert estimate["bytes_after"] == 2 * estimate["params_after"]
+    assert estimate["least_memory_bytes"] <= estimate["peak_memory_bytes"]
+    assert answer.json()["gpu_host_bytes"] > 0
     assert client.get("/v1/jobs").json()["data"] == []
 
 

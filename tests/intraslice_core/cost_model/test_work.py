@@ -11,7 +11,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.large_models import LLAMAS
-from intraslice_core import dampings, hidden_states
+from intraslice_core import blocked, dampings, hidden_states
 from intraslice_core.allocation import attention_removal, layer_removal
 from intraslice_core.allocation.estimators import CalibrationSplit
 from intraslice_core.allocation.search import CANDIDATES
@@ -58,6 +58,7 @@ def test_constants_equal_the_engines() -> None:
     assert work.LAYER_TOKENS == layer_removal.MAX_TOKENS
     assert flops.DAMPING_PROBES == dampings.PROBES
     assert memory.KEPT_INNER_BYTES == hidden_states.KEPT_INNER_BYTES
+    assert (memory.IN_PLACE_WIDTH, memory.PANELS) == (blocked.IN_PLACE_WIDTH, blocked.PANELS)
     assert memory.DENSE_LOGITS == dense_model.LOGITS_AT_ONCE
     assert memory.EVALUATION_LOGITS == perplexity.EVALUATION_LOGITS
     assert memory.EVALUATION_TOKENS == scoring.EVALUATION_TOKENS

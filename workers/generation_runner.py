@@ -32,9 +32,10 @@ from app.services.resources import Resources
 from app.telemetry import get_logger, metrics
 from app.telemetry.traces import current_traceparent, span
 from intraslice_core.config import CompressionConfig
+from intraslice_core.host_limit import host_memory_bytes
 from workers import failures
 from workers.child_process import ChildProcess
-from workers.devices import Placement, host_memory_bytes, place
+from workers.devices import Placement, place
 from workers.generation_lease import GenerationLease
 from workers.messages import (
     AnswerMessage,

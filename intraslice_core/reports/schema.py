@@ -472,19 +472,18 @@ class CompressionReport(FrozenModel):
     @model_validator(mode="before")
     @classmethod
     def _read_stored(cls, data: Any) -> Any:
-        """Translate the method names of stored reports: the result's method is the settings'.
+        """Translate names of version 1, and take the method from the settings.
 
-        Version 1 had other names. Earlier engines wrote `intraslice_plus` in place of
-        `intraslice` in version 2, but not in the settings.
+        Earlier engines wrote `intraslice_plus` beside settings with `intraslice`.
         """
         config = data.get("config") if isinstance(data, dict) else None
-        if not isinstance(config, dict):  # made by this engine, not read from a document
-            return data
+        if not isinstance(config, dict):
+            return data  # made by this engine, not read from a document
+        method = config.get("method")
         if data.get("schema_version", 1) == 1:
-            method = config.get("method")
-            config = {**config, "method": _METHODS_OF_VERSION_1.get(str(method), method)}
-        names = {"config": config, "method": config.get("method", data.get("method"))}
-        return data | names | {"schema_version": SCHEMA_VERSION}
+            method = _METHODS_OF_VERSION_1.get(str(method), method)
+        named = {"method": method, "config": {**config, "method": method}}
+        return data | named | {"schema_version": SCHEMA_VERSION}
 
     @property
     def removed_fraction(self) -> float:

@@ -427,7 +427,9 @@ def test_text_that_the_model_generates_costs_memory(
         peak: int = validate(client, body).json()["estimate"]["peak_memory_bytes"]
         return peak
 
-    read, written, mixed = (memory(*sources) for sources in (["pydoc"], ["chat"], ["pydoc", "self"]))
+    read, written, mixed = (
+        memory(*sources) for sources in (["pydoc"], ["chat"], ["pydoc", "self"])
+    )
     cache = 2 * 4 * 2 * 16 * 4 * 8 * 512
     assert written > mixed >= read
     assert written - mixed == cache / 2

@@ -95,6 +95,15 @@ def test_jobs_are_sorted_by_a_column(
         page.close()
 
 
+def finish_hand_off(resources: Resources) -> None:
+    """Record the success of the pending hand-off, as a worker does."""
+    due = registry_hand_offs.claim_due(resources)
+    assert due is not None
+    place = HandedOff(reference="acme/small at 1", url="https://hub.test/acme/small")
+    with resources.database.transaction() as transaction:
+        hand_off_rows.finish(transaction, due, place)
+
+
 def test_a_job_is_renamed_labelled_found_by_its_label_and_pushed(
     browser: Browser, settings: Settings, resources: Resources
 ) -> None:
@@ -126,19 +135,11 @@ def test_a_job_is_renamed_labelled_found_by_its_label_and_pushed(
         hub.get_by_label("Repository").fill("small")
         hub.get_by_role("button", name="Push").click()
         expect(hub.get_by_text("Waiting for a worker.")).to_be_visible()
-        finish_hand_off(resources, "acme/small at 1")
+        finish_hand_off(resources)
         expect(hub.get_by_role("link", name="acme/small at 1")).to_be_visible()
         expect(page.get_by_role("group", name="Register in MLflow")).to_have_count(0)
         assert log.errors == []
         page.close()
-
-
-def finish_hand_off(resources: Resources, reference: str) -> None:
-    due = registry_hand_offs.claim_due(resources)
-    assert due is not None
-    with resources.database.transaction() as transaction:
-        place = HandedOff(reference=reference, url="https://hub.test/acme/small")
-        hand_off_rows.finish(transaction, due, place)
 
 
 def test_selected_jobs_are_cancelled_and_deleted_together(

@@ -23,7 +23,7 @@ from sqlalchemy import (
 
 from app.adapters.database.claim_conditions import claim_conditions
 from app.adapters.database.engine import Transaction
-from app.adapters.database.job_rows import NO_LEASE, from_now
+from app.adapters.database.job_rows import from_now
 from app.adapters.database.tables import generations, jobs
 from app.adapters.database.tables.base import JSON
 from app.domain.generation import (
@@ -43,6 +43,9 @@ from app.domain.worker import Slot
 _HIDDEN = {"key_id", "lease_expires_at"}
 _COLUMNS = tuple(column for column in generations.c if column.name not in _HIDDEN)
 _LOCK = "generations of "
+
+_NO_LEASE: dict[str, Any] = {"lease_owner": None, "lease_expires_at": None}
+"""Values of a generation that no worker runs any longer."""
 
 
 def insert_new(
@@ -207,7 +210,7 @@ def requeue(
         attempt=generations.c.attempt if counts else generations.c.attempt - 1,
         answers=[],
         started_at=None,
-        **NO_LEASE,
+        **_NO_LEASE,
     )
 
 
@@ -282,7 +285,7 @@ def _end(
         guard,
         state=TRANSITIONS[action].target,
         finished_at=func.now(),
-        **NO_LEASE,
+        **_NO_LEASE,
         **values,
     )
 

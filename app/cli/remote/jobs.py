@@ -121,6 +121,7 @@ def edit(
         typer.echo(f"{key}={value}")
 
 
+@takes_service_options
 def logs(
     *,
     job: JobArgument,

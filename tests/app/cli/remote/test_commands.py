@@ -289,7 +289,7 @@ def test_the_service_lists_every_device_and_what_it_is_doing(
     (idle,) = [line for line in shown.stdout.splitlines() if "cpu x 4" in line]
     (busy,) = [line for line in shown.stdout.splitlines() if "GPU 24" in line]
     assert "idle" in idle
-    assert "64 GiB" in idle
+    assert "128 GiB" in idle
     for text in (job.id, "24 GiB", "float32, bfloat16, float16"):
         assert text in busy
     assert "1 running" in shown.stdout

@@ -138,7 +138,8 @@ def _periodic_tasks(
     """Run the threads of the periodic tasks until the worker stops."""
     settings = resources.settings
     follow = functools.partial(_stop_if_replaced, deployment_id=resources.deployment.id())
-    tasks: tuple[MaintenanceTask, ...] = (follow, *periodic_tasks.maintenance_of_worker(settings))
+    maintenance_tasks = periodic_tasks.maintenance_of_worker(settings, registration)
+    tasks: tuple[MaintenanceTask, ...] = (follow, *maintenance_tasks)
     deliveries = PollingThread(resources, "deliveries", periodic_tasks.send_due_deliveries)
     hand_offs = PollingThread(resources, "hand_offs", periodic_tasks.perform_due_hand_off)
     announce = functools.partial(periodic_tasks.announce, registration=registration)

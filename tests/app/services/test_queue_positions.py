@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Iterable
 from dataclasses import replace
 
 import pytest
 
-from app.domain.job import JobFilter
+from app.adapters.database import job_rows
+from app.adapters.database.engine import Transaction
+from app.domain.job import Job, JobFilter
+from app.domain.lifecycle import State
 from app.domain.principal import OPERATOR
 from app.services import claims, jobs
 from app.services.resources import Resources
@@ -48,3 +52,19 @@ def test_positions_move_up_and_end_with_the_claim(resources: Resources) -> None:
     assert jobs.pause_job(resources, OPERATOR, first.id).queue_position is None
     assert place(resources, second.id) == 1
     assert jobs.resume_job(resources, OPERATOR, first.id).queue_position == 1
+
+
+def test_a_job_that_leaves_the_queue_before_its_place_is_read_is_running(
+    resources: Resources, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = queued(resources)
+    places = job_rows.positions
+
+    def claimed_first(transaction: Transaction, records: Iterable[Job]) -> dict[str, int]:
+        monkeypatch.undo()
+        assert claims.claim_next_job(resources, "worker-1")
+        return places(transaction, records)
+
+    monkeypatch.setattr(job_rows, "positions", claimed_first)
+    found = jobs.get_job(resources, OPERATOR, job.id)
+    assert (found.state, found.queue_position) == (State.RUNNING, None)

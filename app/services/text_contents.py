@@ -15,7 +15,13 @@ from intraslice_core.errors import CalibrationSourceError
 from intraslice_core.text_sources import text_format
 
 MOST_RECORDS = 200_000
-"""Records that are checked before a job; workers read, and check, the rest."""
+MOST_BYTES = 2**25
+"""Records and bytes, after decompression, that are checked before a job; workers read the rest.
+
+The API server checks them, whose disk may hold no whole text.
+"""
+_COMPRESSED_FACTOR = 2
+"""Most compressed bytes per byte of text: compression adds little to what it cannot shorten."""
 _FORMATS = ("jsonl", "json", "csv")
 _MOST_FIELDS = 256
 _LONGEST_NAME = 200
@@ -30,21 +36,38 @@ def has_records(name: str) -> bool:
     return text_format(name) in _FORMATS and not name.lower().endswith(".zst")
 
 
-def read_columns(file: Path, before_batch: Callable[[], None]) -> TextColumns:
-    """Read the records of a text, and return the fields that hold text.
+def checked_bytes(name: str, size: int) -> int:
+    """Return how many bytes of a file `read_columns` reads, at most.
+
+    Args:
+        name: name of the file.
+        size: its bytes.
+    """
+    if not has_records(name):
+        return 0
+    return min(size, MOST_BYTES * (_COMPRESSED_FACTOR if _is_compressed(name) else 1))
+
+
+def read_columns(file: Path, before_batch: Callable[[], None]) -> TextColumns | None:
+    """Read the first records of a text, and return the fields that hold text.
 
     As in a job, one record in a thousand may be unusable.
 
     Args:
-        file: the text, under the name that it was announced by.
+        file: the text, under the name that it was announced by; what follows its `checked_bytes`
+            is not read.
         before_batch: called before each thousand records; may raise to stop.
+
+    Returns:
+        None if no record ends in what is read, and the file may go on.
 
     Raises:
         CalibrationSourceError: naming the lines, if records cannot be read or hold no text.
     """
     tally, columns = RecordTally(source=file.name), _Columns()
+    records = read_records(file, None, most_bytes=MOST_BYTES)
     try:
-        for number, record in enumerate(islice(read_records(file, None), MOST_RECORDS)):
+        for number, record in enumerate(islice(records, MOST_RECORDS)):
             if number % _BATCH == 0:
                 before_batch()
             if record.problem:
@@ -57,6 +80,9 @@ def read_columns(file: Path, before_batch: Callable[[], None]) -> TextColumns:
         # The directory is one of the server.
         message = error.message.replace(str(file), file.name)
         raise CalibrationSourceError(_printable(message), hint=error.hint) from error
+    may_go_on = _is_compressed(file.name) or file.stat().st_size > MOST_BYTES
+    if not (tally.used or tally.bad) and may_go_on:
+        return None
     return columns.result(file.name)
 
 
@@ -113,6 +139,10 @@ class _Columns:
 
     def _is_tolerable(self, bad: int) -> bool:
         return bad * RECORDS_PER_BAD_ONE <= self._records
+
+
+def _is_compressed(name: str) -> bool:
+    return name.lower().endswith(".gz")
 
 
 def _text_fields(content: Any) -> set[str]:

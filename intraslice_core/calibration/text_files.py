@@ -55,8 +55,16 @@ def read_chunks(path: Path) -> Iterator[str]:
             line += chunk.count("\n")
 
 
-def read_records(path: Path, text_field: str | None) -> Iterator[Record]:
+def read_records(
+    path: Path, text_field: str | None, *, most_bytes: int = MAX_FILE_BYTES
+) -> Iterator[Record]:
     """Yield the records of a file.
+
+    Args:
+        path: the file.
+        text_field: field that holds the text; only tables with columns need it here.
+        most_bytes: bytes that are read after decompression, as if the file ended there; Parquet
+            files are read by row instead.
 
     Raises:
         CalibrationSourceError: if the file cannot be read, or its structure is broken so that
@@ -68,7 +76,7 @@ def read_records(path: Path, text_field: str | None) -> Iterator[Record]:
         yield from parquet_rows(path, text_field)
         return
     is_json = form == "json" or (form == "jsonl" and _first_character(path) == "[")
-    with _opened(path) as stream, suppress(_ReadLimitReachedError):
+    with _opened(path, most_bytes) as stream, suppress(_ReadLimitReachedError):
         if form == "csv":
             yield from csv_rows(stream, path=path)
         elif is_json:
@@ -123,7 +131,7 @@ def _require_file(path: Path) -> None:
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[TextIO]:
+def _opened(path: Path, most_bytes: int = MAX_FILE_BYTES) -> Iterator[TextIO]:
     """Open a file as text: decompressed, without a byte order mark, with Unix line ends.
 
     Undecodable bytes become lone surrogates, so that the line that contains them can be named.
@@ -131,7 +139,7 @@ def _opened(path: Path) -> Iterator[TextIO]:
     _require_file(path)
     try:
         with _decompressed(path) as stream:
-            limited = io.BufferedReader(_LimitedReader(stream, MAX_FILE_BYTES))
+            limited = io.BufferedReader(_LimitedReader(stream, most_bytes))
             yield io.TextIOWrapper(limited, encoding="utf-8-sig", errors="surrogateescape")
     except (OSError, EOFError, zlib.error) as error:
         raise CalibrationSourceError(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +17,9 @@ from app.adapters.database import uploads as rows
 from app.domain.errors import UploadNotFoundError
 from app.domain.job import JobRequest
 from app.domain.model_source import ModelSource
-from app.domain.upload import UploadState
+from app.domain.upload import TextColumns, UploadState
 from app.main import create_app
-from app.services import claims, upload_contents, uploads
+from app.services import claims, text_contents, upload_contents, uploads
 from app.services.resources import Resources
 from app.settings import Settings
 from tests.app.builders import bearer, key_of, weights_on_disk
@@ -265,6 +265,22 @@ def test_texts_that_a_job_could_not_read_are_rejected_before_work(client: TestCl
     scored = named | {"evaluation": {"perplexity": [f"upload:{other}"]}}
     (problem,) = client.post("/v1/jobs", json=scored).json()["errors"]
     assert problem["pointer"] == "/evaluation/perplexity/0"
+
+
+def test_the_disk_of_the_api_server_holds_only_the_beginning_of_a_text(
+    client: TestClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copied: list[int] = []
+    read = upload_contents.read_columns
+
+    def measured(file: Path, before_batch: Callable[[], None]) -> TextColumns | None:
+        copied.append(len(file.read_bytes().rstrip(b"\0")))
+        return read(file, before_batch)
+
+    monkeypatch.setattr(text_contents, "MOST_BYTES", 100)
+    monkeypatch.setattr(upload_contents, "read_columns", measured)
+    upload = send(client, "text", {"a.jsonl": TEXT + b"{broken\n"})
+    assert (upload["state"], copied) == ("ready", [100])
 
 
 def test_an_uploaded_model_is_estimated_before_a_worker_has_it(

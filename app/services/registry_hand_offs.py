@@ -145,13 +145,15 @@ def _require_configured(settings: Settings, target: HandOffTarget) -> None:
 
 def _places(settings: Settings, job: Job) -> tuple[HandOffPlace, ...]:
     """Return the configured targets with the name that the job's checkpoint gets there."""
-    targets = configured_targets(settings)
-    if not targets:
+    targets, config = configured_targets(settings), job.compression
+    try:
+        name = registered_name(
+            settings.handoff_name, model=job.model.ref, ratio=config.ratio, target=config.target
+        )
+    except ValueError as error:
+        # No worker starts with such a template.
+        _log.warning("hand_off_name_invalid", error=str(error))
         return ()
-    config = job.compression
-    name = registered_name(
-        settings.handoff_name, model=job.model.ref, ratio=config.ratio, target=config.target
-    )
     places = {
         HandOffTarget.MLFLOW: HandOffPlace(
             target=HandOffTarget.MLFLOW,
@@ -160,7 +162,7 @@ def _places(settings: Settings, job: Job) -> tuple[HandOffPlace, ...]:
         ),
         HandOffTarget.HUB: HandOffPlace(
             target=HandOffTarget.HUB,
-            url=settings.handoff_hub_endpoint or _HUB,
+            url=public_address(settings.handoff_hub_endpoint or _HUB),
             namespace=settings.handoff_hub_namespace,
             private=settings.handoff_hub_private,
             name=name,

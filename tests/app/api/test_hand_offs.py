@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -9,7 +10,9 @@ from fastapi.testclient import TestClient
 from pydantic import SecretStr
 
 from app.domain.lifecycle import State
+from app.domain.principal import OPERATOR
 from app.main import create_app
+from app.services import registry_hand_offs
 from app.services.resources import Resources
 from app.settings import Settings
 from tests.app.builders import in_state
@@ -61,6 +64,19 @@ def test_a_succeeded_job_is_handed_off_on_request(settings: Settings, resources:
         other = client.post(url, json={"target": "hub", "name": "other"})
         assert (other.status_code, other.json()["code"]) == (409, "illegal_state")
         assert client.get(url).json()["data"] == [made.json()]
+
+
+def test_targets_hide_passwords_and_an_invalid_name_of_the_deployment(
+    settings: Settings, resources: Resources
+) -> None:
+    job = in_state(resources, State.SUCCEEDED)
+    hub = with_hub(settings, handoff_hub_endpoint="http://someone:secret@127.0.0.1:10/")
+    replaced = replace(resources, settings=hub)
+    _, place = registry_hand_offs.list_hand_offs(replaced, OPERATOR, job.id).places
+    assert place.url == "http://127.0.0.1:10"
+    unnamed = hub.model_copy(update={"handoff_name": "{secret}"})
+    replaced = replace(resources, settings=unnamed)
+    assert registry_hand_offs.list_hand_offs(replaced, OPERATOR, job.id).places == ()
 
 
 def test_only_jobs_with_files_are_handed_off(settings: Settings, resources: Resources) -> None:

@@ -33,6 +33,7 @@ ServiceError
 ├── LeaseLostError               another worker has the lease, or none has
 ├── PublicationError             the store holds other bytes than were written
 ├── HandOffError                 a registry or hub rejected a checkpoint
+│   └── RepositoryTakenError     the repository has files of others
 ├── UploadDamagedError           the store holds other bytes than were announced
 ├── DiskFullError                the disk of this machine is full
 ├── MigrationError               the requested change of the schema is impossible or drops data
@@ -277,6 +278,12 @@ class HandOffError(ServiceError):
     """The checkpoint could not be handed off."""
 
     code = "hand_off_failed"
+
+
+class RepositoryTakenError(HandOffError):
+    """The repository holds something else."""
+
+    code = "repository_taken"
 
 
 class UploadDamagedError(ServiceError):

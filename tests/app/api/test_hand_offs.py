@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
 from fastapi.testclient import TestClient
 from pydantic import SecretStr
+from sqlalchemy import text
 
+from app.domain.errors import InvalidRequestError
 from app.domain.lifecycle import State
 from app.domain.principal import OPERATOR
+from app.domain.service import HandOffTarget
 from app.main import create_app
 from app.services import registry_hand_offs
 from app.services.resources import Resources
@@ -85,6 +89,33 @@ def test_only_jobs_with_files_are_handed_off(settings: Settings, resources: Reso
         url = f"/v1/jobs/{failed.id}/hand-offs"
         rejected = client.post(url, json={"target": "hub"})
     assert (rejected.status_code, rejected.json()["code"]) == (409, "illegal_state")
+
+
+@pytest.mark.parametrize(
+    ("name", "reference"), [("small", None), (None, "acme/small at 0f"), ("large", None)]
+)
+def test_a_repository_of_another_project_is_not_overwritten(
+    settings: Settings, resources: Resources, name: str | None, reference: str | None
+) -> None:
+    deployed = replace(resources, settings=with_hub(settings))
+    theirs, ours = (in_state(resources, State.SUCCEEDED) for _ in range(2))
+    registry_hand_offs.request_hand_off(deployed, OPERATOR, theirs.id, HandOffTarget.HUB, name)
+    with resources.database.transaction() as transaction:
+        for statement in (
+            "UPDATE jobs SET project_id = 'other' WHERE id = :job",
+            "UPDATE hand_offs SET reference = :reference",
+        ):
+            values = {"job": theirs.id, "reference": reference}
+            transaction.execute(text(statement), values)
+    request = partial(registry_hand_offs.request_hand_off, deployed, OPERATOR, ours.id)
+    if name == "large":
+        assert request(HandOffTarget.HUB, "small").name == "small"
+        return
+    with pytest.raises(InvalidRequestError) as caught:
+        request(HandOffTarget.HUB, "small")
+    (problem,) = caught.value.fields
+    assert (problem.pointer, problem.code) == ("/name", "taken")
+    assert request(HandOffTarget.MLFLOW, "small").name == "small"
 
 
 @pytest.mark.parametrize("name", ["", "a/b", "..", "-a", "a..b", "a b", "x" * 97])

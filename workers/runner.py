@@ -199,6 +199,9 @@ class Attempt:
             estimates.record_run(self._resources, self._job, report, self._journal.close())
         except ServiceError as error:
             _log.warning("durations_not_recorded", job_id=self._job.id, code=error.code)
+        except Exception:
+            # The job has succeeded: the attempt must not end as one that has crashed.
+            _log.exception("durations_not_recorded", job_id=self._job.id)
 
     def _admit(self) -> AdmittedJob:
         """Check the sources again: links may have changed, and settings differ between machines."""

@@ -519,6 +519,19 @@ def test_a_long_store_outage_fails_the_attempt(
     assert (ended.state, ended.error.code) == (State.QUEUED, "store_unavailable")
 
 
+def test_a_success_whose_durations_cannot_be_recorded_stays_one(
+    resources: Resources, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_arguments: object) -> None:
+        raise ValueError("a defect of the estimates")
+
+    monkeypatch.setattr(runner.estimates, "record_run", fail)
+    queued(resources)
+    ended = run(resources, "finish")
+    assert ended is not None
+    assert ended.state is State.SUCCEEDED
+
+
 def test_a_success_whose_commit_was_not_confirmed_keeps_its_files(resources: Resources) -> None:
     """The connection broke at the commit: the retry is rejected, but the files are published."""
     job = running(resources)

@@ -101,12 +101,10 @@ def test_a_repository_of_another_project_is_not_overwritten(
     theirs, ours = (in_state(resources, State.SUCCEEDED) for _ in range(2))
     registry_hand_offs.request_hand_off(deployed, OPERATOR, theirs.id, HandOffTarget.HUB, name)
     with resources.database.transaction() as transaction:
-        for statement in (
-            "UPDATE jobs SET project_id = 'other' WHERE id = :job",
-            "UPDATE hand_offs SET reference = :reference",
-        ):
-            values = {"job": theirs.id, "reference": reference}
-            transaction.execute(text(statement), values)
+        moved = text("UPDATE jobs SET project_id = 'other' WHERE id = :job")
+        transaction.execute(moved, {"job": theirs.id})
+        pushed = text("UPDATE hand_offs SET reference = :reference")
+        transaction.execute(pushed, {"reference": reference})
     request = partial(registry_hand_offs.request_hand_off, deployed, OPERATOR, ours.id)
     if name == "large":
         assert request(HandOffTarget.HUB, "small").name == "small"

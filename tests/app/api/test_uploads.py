@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from app.domain.job import JobRequest
 from app.domain.model_source import ModelSource
 from app.domain.upload import TextColumns, UploadState
 from app.main import create_app
-from app.services import claims, text_contents, upload_contents, uploads
+from app.services import claims, text_contents, upload_contents, upload_facts, uploads
 from app.services.resources import Resources
 from app.settings import Settings
 from tests.app.builders import bearer, key_of, weights_on_disk
@@ -312,6 +313,10 @@ def test_an_uploaded_model_is_estimated_before_a_worker_has_it(
     assert by_upload["gpu_bytes"] is not None
     assert "model_not_readable_here" not in {item["code"] for item in by_upload["warnings"]}
     assert list(resources.settings.data_dir.glob("described-*")) == []
+    upload_facts._described.clear()
+    full = resources.settings.model_copy(update={"data_dir": directory / "config.json"})
+    stored = upload_facts.StoredUploads(replace(resources, settings=full), "default")
+    assert stored.describe(uploaded) is None, "the job is admitted, and a worker reads the model"
 
 
 def test_signed_links_accept_the_announced_part_until_the_upload_is_complete(

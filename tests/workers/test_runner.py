@@ -9,12 +9,13 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
 import pytest
 
-from app.adapters.database import job_changes, leases, past_runs
+from app.adapters.database import engine, job_changes, leases, past_runs
 from app.adapters.database.migrate import upgrade
 from app.domain.artifact import job_prefix
 from app.domain.errors import StoreUnavailableError
@@ -517,6 +518,28 @@ def test_a_long_store_outage_fails_the_attempt(
     assert ended is not None
     assert ended.error is not None
     assert (ended.state, ended.error.code) == (State.QUEUED, "store_unavailable")
+
+
+def test_a_job_whose_row_stays_locked_loses_progress_but_not_the_attempt(
+    resources: Resources, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As by a migration that waits for its locks, and makes others wait."""
+    job = running(resources)
+    monkeypatch.setitem(engine._SESSION, "lock_timeout", "50ms")
+    impatient = replace(resources, database=engine.Database(resources.settings.database_url))
+    journal = progress_journal.ProgressJournal(impatient, job)
+    first, second = (
+        ProgressEvent(stage=Stage.COMPRESS, message=f"layer {layer}", fraction=0.5, layer=layer)
+        for layer in range(2)
+    )
+    with resources.database.transaction() as transaction:
+        assert leases.lock_owned(transaction, job.lease)
+        journal.write(first)
+    journal.write(second)
+    impatient.database.close()
+    progress = jobs.get_job(resources, OPERATOR, job.id).progress
+    assert progress is not None
+    assert progress.message == "layer 1"
 
 
 def test_a_success_whose_durations_cannot_be_recorded_stays_one(

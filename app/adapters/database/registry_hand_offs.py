@@ -80,13 +80,14 @@ def is_of_others(
         repository: `namespace/name`, with which the reference of a finished hand-off begins.
     """
     pushed_to = func.split_part(hand_offs.c.reference, " at ", 1)
+    requested = and_(hand_offs.c.name == name, hand_offs.c.state != HandOffState.FAILED)
     query = (
         select(hand_offs.c.job_id)
         .join(jobs, jobs.c.id == hand_offs.c.job_id)
         .where(
             hand_offs.c.target == HandOffTarget.HUB,
             jobs.c.project_id != project_id,
-            or_(pushed_to == repository, hand_offs.c.name == name),
+            or_(pushed_to == repository, requested),
         )
         .limit(1)
     )

@@ -115,6 +115,19 @@ def test_only_the_beginning_of_a_large_text_is_kept_and_read(
     assert read_columns(tmp_path / f"{name}.gz", nothing) is not None
 
 
+def test_a_few_bad_records_at_the_beginning_of_a_large_text_are_tolerated(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The next records may show that they are rare."""
+    content = lines({"text": "a"}, {"body": "b"}) + "broken\n"
+    with pytest.raises(CalibrationSourceError, match="line 3: not JSON"):
+        columns(tmp_path, content)
+    monkeypatch.setattr(text_contents, "MOST_BYTES", len(content) + 5)
+    assert columns(tmp_path, content + lines({"text": "c" * 20})).problem(None) is None
+    strange = columns(tmp_path, lines({"body": "b"}, {"body": "c" * 100}))
+    assert strange.problem(None) is not None
+
+
 @pytest.mark.parametrize("compress", [False, True])
 def test_a_text_whose_first_record_is_longer_is_left_to_workers(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, compress: bool

@@ -156,7 +156,11 @@ def registered_name(template: str, *, model: str, ratio: float | None, target: s
         ValueError: if the template has another field, or no valid character is left.
     """
     last = model.rstrip("/").rsplit("/", 1)[-1].rsplit("@", 1)[0].split(":")[-1]
-    values = {"model": _valid(last) or _UNNAMED, "ratio": "size" if ratio is None else f"{ratio:g}", "target": target}
+    values = {
+        "model": _valid(last) or _UNNAMED,
+        "ratio": "size" if ratio is None else f"{ratio:g}",
+        "target": target,
+    }
     named = {field for _, field, _, _ in Formatter().parse(template) if field is not None}
     if not named <= values.keys():
         raise ValueError(f"{template!r} may name {{model}}, {{ratio}} and {{target}} only")

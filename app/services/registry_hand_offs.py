@@ -36,7 +36,6 @@ from app.domain.lifecycle import State
 from app.domain.principal import Principal
 from app.domain.registry_hand_off import (
     TRIES,
-    CheckpointFacts,
     DueHandOff,
     HandedOff,
     HandOff,

@@ -26,7 +26,7 @@ from app.domain.model_source import ModelSource
 from app.domain.principal import OPERATOR
 from app.domain.worker import GIB, Device, Slot
 from app.embedded.postgres import EmbeddedPostgres
-from app.services import claims, job_log, jobs, layer_files, publication
+from app.services import claims, estimates, job_log, jobs, layer_files, publication
 from app.services.resources import Resources, open_resources
 from app.settings import Settings
 from intraslice_core.config import CompressionConfig
@@ -423,10 +423,18 @@ def test_files_of_dead_workers_are_removed(resources: Resources) -> None:
     assert list(work.iterdir()) == [live_directory]
 
 
-def test_success_removes_the_uploads_of_earlier_attempts(resources: Resources) -> None:
+def test_success_removes_the_uploads_of_earlier_attempts_whether_its_durations_are_recorded_or_not(
+    resources: Resources, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_arguments: object) -> None:
+        raise ValueError("a defect of the estimates")
+
+    monkeypatch.setattr(estimates, "record_run", fail)
     job = queued(resources)
     resources.store.put_new(f"{job_prefix(job)}attempts/0/files/old.bin", b"old")
-    assert run(resources, "finish") is not None
+    ended = run(resources, "finish")
+    assert ended is not None
+    assert ended.state is State.SUCCEEDED
     assert not any("old.bin" in key for key in resources.store.keys(job_prefix(job)))
     assert len(jobs.list_artifacts(resources, OPERATOR, job.id)) == 3
 
@@ -540,19 +548,6 @@ def test_a_job_whose_row_stays_locked_loses_progress_but_not_the_attempt(
     progress = jobs.get_job(resources, OPERATOR, job.id).progress
     assert progress is not None
     assert progress.message == "layer 1"
-
-
-def test_a_success_whose_durations_cannot_be_recorded_stays_one(
-    resources: Resources, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def fail(*_arguments: object) -> None:
-        raise ValueError("a defect of the estimates")
-
-    monkeypatch.setattr(runner.estimates, "record_run", fail)
-    queued(resources)
-    ended = run(resources, "finish")
-    assert ended is not None
-    assert ended.state is State.SUCCEEDED
 
 
 def test_a_success_whose_commit_was_not_confirmed_keeps_its_files(resources: Resources) -> None:

@@ -68,9 +68,7 @@ def of_job(transaction: Transaction, job_id: str) -> list[HandOff]:
     return [_hand_off(row) for row in transaction.execute(query)]
 
 
-def is_of_others(
-    transaction: Transaction, project_id: str, name: str, repository: str
-) -> bool:
+def is_of_others(transaction: Transaction, project_id: str, name: str, repository: str) -> bool:
     """Return whether another project's job was, or is to be, pushed to a repository of the Hub.
 
     Args:

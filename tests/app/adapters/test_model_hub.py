@@ -35,7 +35,11 @@ def checkpoint(tmp_path: Path) -> Path:
 
 def push(hub: Hub, checkpoint: Path, **changes: Any) -> HandedOff:
     facts, _ = read_facts(checkpoint)
-    to: dict[str, Any] = {"repository": "acme/small", "endpoint": hub.url, "token": hub.token} | changes
+    to: dict[str, Any] = {
+        "repository": "acme/small",
+        "endpoint": hub.url,
+        "token": hub.token,
+    } | changes
     return push_checkpoint(checkpoint, facts, **to)
 
 

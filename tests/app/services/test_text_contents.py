@@ -98,16 +98,16 @@ def test_compressed_texts_are_read_and_formats_of_workers_are_left_to_them(tmp_p
 @pytest.mark.parametrize(
     ("name", "content"),
     [
-        ("c.jsonl", '{"text": "a"}\n' * 10 + "broken\n" * 10),
-        ("c.json", "[" + '{"text": "a"}, ' * 10 + "broken"),
-        ("c.csv", "text,n\n" + "word,1\n" * 20 + "'a',1,2\n"),
+        ("c.jsonl", '{"text": "a"}\n' * 10_000 + "broken\n" * 100),
+        ("c.json", "[" + '{"text": "a"}, ' * 10_000 + "broken"),
+        ("c.csv", "text,n\n" + "word,1\n" * 20_000 + "'a',1,2\n" * 100),
     ],
 )
 def test_only_the_beginning_of_a_large_text_is_kept_and_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, content: str
 ) -> None:
-    monkeypatch.setattr(text_contents, "MOST_BYTES", 100)
-    assert checked_bytes(name, len(content)) == 100
+    monkeypatch.setattr(text_contents, "MOST_BYTES", 2**17)
+    assert checked_bytes(name, len(content)) == 2**17
     assert checked_bytes(name, 10) == 10
     assert checked_bytes("c.txt", 10) == 0
     assert columns(tmp_path, content, name).problem(None) is None

@@ -22,12 +22,12 @@ from app.domain.errors import (
     ServiceError,
 )
 from app.domain.generation import GenerationError, PlaygroundModel
-from app.domain.job import JobRecord, JobRequest
+from app.domain.job import JobRequest
 from app.domain.worker import Slot
 from app.services import generation_claims, upload_contents, uploads
 from app.services.admission import admit_model
 from app.services.generation_claims import ClaimedGeneration
-from app.services.requirements import CONTEXT_BYTES
+from app.services.requirements import generation_bytes
 from app.services.resources import Resources
 from app.telemetry import get_logger, metrics
 from app.telemetry.traces import current_traceparent, span
@@ -48,9 +48,6 @@ from workers.messages import (
 
 COMMAND = (sys.executable, "-P", "-m", "workers.generation_child")
 _POLL_SECONDS = 0.1
-_ACTIVATIONS = 1.2
-"""Memory of a loaded model, relative to its weights: activations, cache and fragmentation."""
-_DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 _KIND = "generation-"
 """Prefix of the second part of an attempt's directory name."""
 _UNUSED = (".gguf",)
@@ -220,10 +217,10 @@ class GenerationAttempt:
     def _place(self) -> Placement:
         """Return the device, as for a job that needs this much: a GPU that fits, or the CPU."""
         job = self._job
-        needed = _needed_bytes(job, on_gpu=True)
+        needed = generation_bytes(job, on_gpu=True)
         placement = place(job.model_copy(update={"gpu_bytes": needed}), self._slot)
         if placement.device != "cuda":
-            _require_host_memory(_needed_bytes(job, on_gpu=False))
+            _require_host_memory(generation_bytes(job, on_gpu=False))
         return placement
 
     def _prompted(self, model: PlaygroundModel) -> PromptedModel:
@@ -317,16 +314,6 @@ def _error(
         hint=hint,
         retryable=code in failures.RETRYABLE,
     )
-
-
-def _needed_bytes(job: JobRecord, *, on_gpu: bool) -> int:
-    """Return the memory of the larger model; only one of them is loaded at a time."""
-    if job.result is None:
-        return CONTEXT_BYTES
-    # Stored in 16 bits, weights are computed with in 32 on most CPUs.
-    item = _DTYPE_BYTES.get(job.compression.dtype, 2 if on_gpu else 4)
-    weights = item * max(job.result.params_before, job.result.params_after)
-    return CONTEXT_BYTES + round(_ACTIVATIONS * weights)
 
 
 def _require_host_memory(needed: int) -> None:

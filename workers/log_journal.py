@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from app.domain.errors import DatabaseUnavailableError
+from app.domain.errors import PASSING_ERRORS
 from app.domain.job import JobRecord
 from app.domain.job_log import NewLogLine
 from app.services import job_log
@@ -22,7 +22,7 @@ from workers.log_lines import log_line
 
 _SECONDS_BETWEEN_WRITES = 1.0
 _MOST_PENDING = 400
-"""Lines that are kept while the database is away."""
+"""Lines that are kept while they cannot be written."""
 _SECRET_NAMES = ("TOKEN", "SECRET", "PASSWORD", "API_KEY", "ACCESS_KEY", "CREDENTIAL")
 _LEAST_SECRET_CHARACTERS = 6
 _log = get_logger(__name__)
@@ -57,7 +57,7 @@ class LogJournal:
             return
         try:
             job_log.record_lines(self._resources, self._job.lease, self._pending)
-        except DatabaseUnavailableError:
+        except PASSING_ERRORS:
             # Lines may be lost; the lease renewal decides whether to continue.
             _log.debug("log_not_stored", job_id=self._job.id)
             return

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from app.domain.errors import (
-    DatabaseUnavailableError,
+    PASSING_ERRORS,
     InvalidRequestError,
     LeaseLostError,
     ServiceError,
@@ -199,6 +199,9 @@ class Attempt:
             estimates.record_run(self._resources, self._job, report, self._journal.close())
         except ServiceError as error:
             _log.warning("durations_not_recorded", job_id=self._job.id, code=error.code)
+        except Exception:
+            # The job has succeeded: the attempt must not end as one that has crashed.
+            _log.exception("durations_not_recorded", job_id=self._job.id)
 
     def _admit(self) -> AdmittedJob:
         """Check the sources again: links may have changed, and settings differ between machines."""
@@ -360,11 +363,11 @@ class Attempt:
         return needed if fleet.can_run(self._resources, requirement) else None
 
     def _persist(self, write: Callable[[], JobRecord]) -> JobRecord:
-        """Write the outcome; retry while the database is unavailable and the lease is valid."""
+        """Write the outcome; retry while that cannot succeed yet and the lease is valid."""
         while True:
             try:
                 return write()
-            except DatabaseUnavailableError:
+            except PASSING_ERRORS:
                 if self._lease_renewal.lost:
                     raise LeaseLostError from None
                 time.sleep(self._resources.settings.heartbeat_seconds)

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.parse import urlsplit
 
+from app.adapters.server_address import public_address, without_password
 from app.domain.errors import HandOffError
 from app.domain.registry_hand_off import MANIFEST_TAG, CheckpointFacts, HandedOff
 from intraslice_core.errors import ConfigurationError
@@ -69,18 +69,10 @@ def _explained(uri: str) -> Iterator[None]:
     try:
         yield
     except (MlflowException, OSError) as error:
-        reason = str(error).strip().splitlines()[0][:500]
-        secret = urlsplit(uri).password
-        reason = reason.replace(secret, "…") if secret else reason
+        reason = without_password(str(error).strip().splitlines()[0], uri)[:500]
         raise HandOffError(
             f"the MLflow server at {public_address(uri)} rejected the checkpoint: {reason}"
         ) from error
-
-
-def public_address(uri: str) -> str:
-    """Return the address of a server without user and password."""
-    parts = urlsplit(uri)
-    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl().rstrip("/")
 
 
 def _version_of(client: MlflowClient, name: str, facts: CheckpointFacts) -> ModelVersion | None:

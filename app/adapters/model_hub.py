@@ -5,9 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from app.domain.errors import HandOffError
+from app.adapters.server_address import public_address, without_password
+from app.domain.errors import HandOffError, RepositoryTakenError
 from app.domain.registry_hand_off import CheckpointFacts, HandedOff
+from intraslice_core.reports.schema import REPORT_FILE
+
+if TYPE_CHECKING:
+    from huggingface_hub import HfApi
+
+_MADE_BY_HUB = frozenset({".gitattributes"})
+"""Files of a new repository."""
 
 
 def push_checkpoint(
@@ -18,6 +27,7 @@ def push_checkpoint(
     endpoint: str | None = None,
     token: str | None = None,
     private: bool = True,
+    only_results: bool = False,
 ) -> HandedOff:
     """Upload all files in one commit; the repository is created if needed.
 
@@ -28,8 +38,10 @@ def push_checkpoint(
         endpoint: base URL; None means huggingface.co or the client's environment.
         token: access token; None means that of the client's login.
         private: visibility of a new repository.
+        only_results: never write to a repository that has files of others.
 
     Raises:
+        RepositoryTakenError: if it has.
         HandOffError: if the Hub rejects the files or does not answer.
     """
     from huggingface_hub import HfApi
@@ -37,13 +49,26 @@ def push_checkpoint(
     api = HfApi(endpoint=endpoint, token=token)
     with _explained(api.endpoint):
         api.create_repo(repository, private=private, exist_ok=True)
+        if only_results:
+            _require_result(api, repository)
         commit = api.upload_folder(
             repo_id=repository,
             folder_path=directory,
             commit_message=f"Upload a compressed {facts.tags['intraslice.model']}",
             commit_description=f"manifest {facts.manifest_sha256}",
         )
-    return HandedOff(reference=f"{repository} at {commit.oid}", url=f"{api.endpoint}/{repository}")
+    url = f"{public_address(api.endpoint)}/{repository}"
+    return HandedOff(reference=f"{repository} at {commit.oid}", url=url)
+
+
+def _require_result(api: HfApi, repository: str) -> None:
+    """Raise if a repository has files, and among them no report of a compression."""
+    files = set(api.list_repo_files(repository)) - _MADE_BY_HUB
+    if files and REPORT_FILE not in files:
+        raise RepositoryTakenError(
+            f"the repository {repository} holds something else than a result of this service:"
+            " request another name"
+        )
 
 
 @contextmanager
@@ -56,8 +81,9 @@ def _explained(endpoint: str) -> Iterator[None]:
         yield
     # The client raises RuntimeError for a failed part of an upload.
     except (HFValidationError, transport, OSError, RuntimeError) as error:
-        reason = str(error).strip().splitlines()[0][:500] or type(error).__name__
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        reason = without_password(first, endpoint)[:500]
         hint = "; HF_HUB_DISABLE_XET=1 is needed for Hubs without Xet" if "xet" in reason else ""
         raise HandOffError(
-            f"the Hub at {endpoint} rejected the checkpoint: {reason}{hint}"
+            f"the Hub at {public_address(endpoint)} rejected the checkpoint: {reason}{hint}"
         ) from error

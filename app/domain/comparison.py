@@ -11,7 +11,11 @@ from app.domain.job import Job, JobResult, JobUrls, Speedup
 from app.domain.lifecycle import State
 from app.domain.resource import ApiModel
 from intraslice_core.config import FrozenModel
-from intraslice_core.reports.schema import PerplexityComparison, TaskComparison
+from intraslice_core.reports.schema import (
+    PerplexityComparison,
+    PossiblyInfinite,
+    TaskComparison,
+)
 from intraslice_core.text_sources import Domain
 
 
@@ -24,9 +28,9 @@ class TextQuality(FrozenModel):
     """
 
     text: str
-    dense: float
-    compressed: float
-    ratio: float
+    dense: PossiblyInfinite
+    compressed: PossiblyInfinite
+    ratio: PossiblyInfinite
     kl: float | None = None
     kl_stderr: float | None = None
     top1_agreement: float | None = None

@@ -33,6 +33,7 @@ ServiceError
 ├── LeaseLostError               another worker has the lease, or none has
 ├── PublicationError             the store holds other bytes than were written
 ├── HandOffError                 a registry or hub rejected a checkpoint
+│   └── RepositoryTakenError     the repository has files of others
 ├── UploadDamagedError           the store holds other bytes than were announced
 ├── DiskFullError                the disk of this machine is full
 ├── MigrationError               the requested change of the schema is impossible or drops data
@@ -279,6 +280,12 @@ class HandOffError(ServiceError):
     code = "hand_off_failed"
 
 
+class RepositoryTakenError(HandOffError):
+    """The repository holds something else."""
+
+    code = "repository_taken"
+
+
 class UploadDamagedError(ServiceError):
     """The upload differs from its announcement."""
 
@@ -349,5 +356,7 @@ class StoreNotOwnedError(UnavailableError):
     code = "store_not_owned"
 
 
+PASSING_ERRORS = (DatabaseUnavailableError, ResourceBusyError)
+"""Errors of a write that can succeed later: the database is away, or a lock is held for long."""
 OUTAGE_ERRORS = (DatabaseUnavailableError, BrokerUnavailableError, StoreUnavailableError)
 """Errors that the adapters log, at most once a minute; their callers log nothing."""

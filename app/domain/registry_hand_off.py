@@ -28,6 +28,9 @@ NAME_PATTERN = r"^[A-Za-z0-9_]+(?:[.-][A-Za-z0-9_]+)*$"
 _FIRST_PAUSE = timedelta(seconds=30)
 _LONGEST_PAUSE = timedelta(hours=1)
 _UNUSUAL = re.compile(r"[^A-Za-z0-9._-]+")
+_SEPARATORS = re.compile(r"[.-]{2,}")
+_UNNAMED = "model"
+"""Name of a model of whose own name no valid character is left."""
 
 
 class HandOffState(StrEnum):
@@ -147,18 +150,30 @@ def pause(attempts: int) -> timedelta:
 def registered_name(template: str, *, model: str, ratio: float | None, target: str) -> str:
     """Return a name from `{model}`, `{ratio}` and `{target}` that every registry accepts.
 
+    It matches `NAME_PATTERN`, so that clients can send it back as the requested name.
+
     Raises:
         ValueError: if the template has another field, or no valid character is left.
     """
     last = model.rstrip("/").rsplit("/", 1)[-1].rsplit("@", 1)[0].split(":")[-1]
-    values = {"model": last, "ratio": "size" if ratio is None else f"{ratio:g}", "target": target}
+    values = {
+        "model": _valid(last) or _UNNAMED,
+        "ratio": "size" if ratio is None else f"{ratio:g}",
+        "target": target,
+    }
     named = {field for _, field, _, _ in Formatter().parse(template) if field is not None}
     if not named <= values.keys():
         raise ValueError(f"{template!r} may name {{model}}, {{ratio}} and {{target}} only")
-    name = _UNUSUAL.sub("-", template.format_map(values)).strip("-.")
+    name = _valid(template.format_map(values))
     if not name:
         raise ValueError(f"nothing is left of the name {template!r}")
     return name
+
+
+def _valid(name: str) -> str:
+    """Return a name without what registries reject; empty if nothing is left."""
+    single = _SEPARATORS.sub("-", _UNUSUAL.sub("-", name)).strip("-.")
+    return single[:MOST_NAME_CHARACTERS].rstrip("-.")
 
 
 def _flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from app.adapters.database import jobs
 from app.domain.job import JobFilter
 from app.domain.lifecycle import State
@@ -30,11 +32,16 @@ def _offer(settings: Settings) -> Offer:
         architectures=SUPPORTED_MODEL_TYPES,
         hub=settings.hub_allow,
         packages=settings.package_allow,
-        roots=tuple(str(root) for root in settings.model_roots),
+        roots=_paths(settings.model_roots),
         hub_data=settings.hub_data_allow,
-        data_roots=tuple(str(root) for root in settings.data_roots),
+        data_roots=_paths(settings.data_roots),
         max_parameters=limits.max_parameters,
         max_model_bytes=limits.max_bytes,
         max_sequence_length=settings.max_sequence_length,
         max_calibration_tokens=settings.max_calibration_tokens,
     )
+
+
+def _paths(roots: tuple[Path, ...]) -> tuple[str, ...]:
+    """Return absolute paths: jobs cannot name relative ones, and those of a home by `~`."""
+    return tuple(str(root.expanduser().absolute()) for root in roots)

@@ -81,7 +81,8 @@ def _redact_report(directory: Path) -> None:
     if not file.is_file():
         return
     report = CompressionReport.model_validate_json(file.read_bytes())
-    content = without_local_paths(report.model_dump(mode="json"), local_references(report))
+    # By JSON, which holds null for an infinite perplexity.
+    content = without_local_paths(json.loads(report.model_dump_json()), local_references(report))
     file.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 

@@ -14,9 +14,11 @@ from datetime import timedelta
 from pathlib import Path
 
 from app.adapters.database import artifacts, jobs, registry_hand_offs
+from app.adapters.database.engine import Transaction
 from app.adapters.finished_checkpoints import read_facts
-from app.adapters.mlflow_registry import public_address, register_version
+from app.adapters.mlflow_registry import register_version
 from app.adapters.model_hub import push_checkpoint
+from app.adapters.server_address import public_address
 from app.domain.artifact import ArtifactRecord
 from app.domain.errors import (
     ArtifactNotFoundError,
@@ -26,14 +28,14 @@ from app.domain.errors import (
     IllegalTransitionError,
     InvalidRequestError,
     JobNotFoundError,
+    RepositoryTakenError,
     ServiceError,
 )
-from app.domain.job import Job
+from app.domain.job import Job, JobRecord
 from app.domain.lifecycle import State
 from app.domain.principal import Principal
 from app.domain.registry_hand_off import (
     TRIES,
-    CheckpointFacts,
     DueHandOff,
     HandedOff,
     HandOff,
@@ -117,13 +119,14 @@ def request_hand_off(
         name: name there; None selects the deployment's.
 
     Raises:
-        InvalidRequestError: if the deployment has no such target.
+        InvalidRequestError: if the deployment has no such target, or the name is another project's.
         IllegalTransitionError: if the job has not succeeded, or another request is pending.
         ArtifactsExpiredError: if the checkpoint has been removed.
     """
     with resources.database.transaction() as transaction:
         job = locked_job(transaction, principal, job_id)
         _require_configured(resources.settings, target)
+        _require_own_repository(transaction, resources.settings, job, target, name)
         if job.state is not State.SUCCEEDED:
             raise IllegalTransitionError(f"The job is {job.state}; only a succeeded one has files")
         if job.expired_at is not None:
@@ -143,15 +146,34 @@ def _require_configured(settings: Settings, target: HandOffTarget) -> None:
         raise InvalidRequestError("The target is not configured", fields=(problem,))
 
 
+def _require_own_repository(
+    transaction: Transaction,
+    settings: Settings,
+    job: JobRecord,
+    target: HandOffTarget,
+    name: str | None,
+) -> None:
+    """Raise if the requested repository has the files of another project's job."""
+    if target is not HandOffTarget.HUB or name is None:
+        return
+    repository = f"{settings.handoff_hub_namespace}/{name}"
+    if registry_hand_offs.is_of_others(transaction, job.project_id, name, repository):
+        message = "another project has handed off a checkpoint under this name: choose another"
+        problem = FieldProblem(pointer="/name", code="taken", message=message)
+        raise InvalidRequestError("The name is taken", fields=(problem,))
+
+
 def _places(settings: Settings, job: Job) -> tuple[HandOffPlace, ...]:
     """Return the configured targets with the name that the job's checkpoint gets there."""
-    targets = configured_targets(settings)
-    if not targets:
+    targets, config = configured_targets(settings), job.compression
+    try:
+        name = registered_name(
+            settings.handoff_name, model=job.model.ref, ratio=config.ratio, target=config.target
+        )
+    except ValueError as error:
+        # No worker starts with such a template.
+        _log.warning("hand_off_name_invalid", error=str(error))
         return ()
-    config = job.compression
-    name = registered_name(
-        settings.handoff_name, model=job.model.ref, ratio=config.ratio, target=config.target
-    )
     places = {
         HandOffTarget.MLFLOW: HandOffPlace(
             target=HandOffTarget.MLFLOW,
@@ -160,7 +182,7 @@ def _places(settings: Settings, job: Job) -> tuple[HandOffPlace, ...]:
         ),
         HandOffTarget.HUB: HandOffPlace(
             target=HandOffTarget.HUB,
-            url=settings.handoff_hub_endpoint or _HUB,
+            url=public_address(settings.handoff_hub_endpoint or _HUB),
             namespace=settings.handoff_hub_namespace,
             private=settings.handoff_hub_private,
             name=name,
@@ -180,7 +202,7 @@ def perform(resources: Resources, due: DueHandOff) -> None:
     try:
         with _renewed(resources, due), _checkpoint(resources, due) as directory:
             done = _send(resources.settings, due, directory)
-    except (ArtifactNotFoundError, JobNotFoundError) as error:
+    except (ArtifactNotFoundError, JobNotFoundError, RepositoryTakenError) as error:
         _fail(resources, due, error.message, again=False)
     except (ServiceError, IntraSliceError, OSError) as error:
         _fail(resources, due, str(error), again=due.attempt < TRIES)
@@ -199,15 +221,13 @@ def _send(settings: Settings, due: DueHandOff, directory: Path) -> HandedOff:
     name = due.name or _name(settings, report)
     if due.target is HandOffTarget.MLFLOW:
         return register_version(directory, facts, uri=settings.handoff_mlflow_uri, name=name)
-    return _push(settings, directory, facts, name)
-
-
-def _push(settings: Settings, directory: Path, facts: CheckpointFacts, name: str) -> HandedOff:
     token = settings.handoff_hub_token
     return push_checkpoint(
         directory,
         facts,
         repository=f"{settings.handoff_hub_namespace}/{name}",
+        # The name is the caller's, the token the deployment's: it may write to any repository.
+        only_results=due.name is not None,
         endpoint=settings.handoff_hub_endpoint or None,
         token=token.get_secret_value() if token else None,
         private=settings.handoff_hub_private,

@@ -1,7 +1,11 @@
-"""Memory that a job needs on a GPU or a CPU, estimated when it is created and stored with it."""
+"""Memory that a job needs on a GPU or a CPU, estimated when it is created and stored with it.
+
+That of a prompt to its models is computed when a worker has claimed it.
+"""
 
 from __future__ import annotations
 
+from app.domain.job import Job
 from app.domain.worker import RequiredMemory
 from app.services.admission import AdmittedJob
 from intraslice_core.config import AUTO, CompressionConfig
@@ -19,6 +23,8 @@ from intraslice_core.plan import ModelGeometry
 CONTEXT_BYTES = 2**29
 """GPU memory of the CUDA context and its kernels, which belongs to no tensor."""
 _DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+_LOADED_FACTOR = 1.2
+"""Memory of a loaded model, relative to its weights: activations, cache and fragmentation."""
 
 
 def required_memory(admitted: AdmittedJob) -> RequiredMemory:
@@ -70,6 +76,24 @@ def required_host_bytes(admitted: AdmittedJob) -> int | None:
         gpu_host_bytes(dense.geometry, compression, _item(compression, dense), dense.item_bytes)
         for compression in _candidates(admitted.compression, dense, dense.geometry)
     )
+
+
+def generation_bytes(job: Job, *, on_gpu: bool) -> int:
+    """Return the memory of the larger model of a succeeded job; prompts load one at a time.
+
+    Args:
+        job: the job.
+        on_gpu: True on a GPU, where `auto` is the stored dtype; on most CPUs it is float32.
+    """
+    result = job.result
+    if result is None:
+        return CONTEXT_BYTES
+    sizes = ((result.params_before, result.bytes_before), (result.params_after, result.bytes_after))
+    weights = max(
+        params * _DTYPE_BYTES.get(job.compression.dtype, max(stored / params, 2) if on_gpu else 4)
+        for params, stored in sizes
+    )
+    return CONTEXT_BYTES + round(_LOADED_FACTOR * weights)
 
 
 def _item(compression: CompressionConfig, dense: DenseModel) -> int:

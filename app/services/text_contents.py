@@ -8,14 +8,24 @@ from pathlib import Path
 from typing import Any
 
 from app.domain.upload import TextColumns
-from intraslice_core.calibration.record_tally import RECORDS_PER_BAD_ONE, RecordTally
+from intraslice_core.calibration.record_tally import (
+    MOST_EARLY,
+    RECORDS_PER_BAD_ONE,
+    RecordTally,
+)
 from intraslice_core.calibration.records import Record, RecordError, document_of
 from intraslice_core.calibration.text_files import read_records
 from intraslice_core.errors import CalibrationSourceError
 from intraslice_core.text_sources import text_format
 
 MOST_RECORDS = 200_000
-"""Records that are checked before a job; workers read, and check, the rest."""
+MOST_BYTES = 2**25
+"""Records and bytes, after decompression, that are checked before a job; workers read the rest.
+
+The API server checks them, whose disk may hold no whole text.
+"""
+_COMPRESSED_FACTOR = 2
+"""Most compressed bytes per byte of text: compression adds little to what it cannot shorten."""
 _FORMATS = ("jsonl", "json", "csv")
 _MOST_FIELDS = 256
 _LONGEST_NAME = 200
@@ -30,21 +40,39 @@ def has_records(name: str) -> bool:
     return text_format(name) in _FORMATS and not name.lower().endswith(".zst")
 
 
-def read_columns(file: Path, before_batch: Callable[[], None]) -> TextColumns:
-    """Read the records of a text, and return the fields that hold text.
-
-    As in a job, one record in a thousand may be unusable.
+def checked_bytes(name: str, size: int) -> int:
+    """Return how many bytes of a file `read_columns` reads, at most.
 
     Args:
-        file: the text, under the name that it was announced by.
+        name: name of the file.
+        size: its bytes.
+    """
+    if not has_records(name):
+        return 0
+    return min(size, MOST_BYTES * (_COMPRESSED_FACTOR if _is_compressed(name) else 1))
+
+
+def read_columns(file: Path, before_batch: Callable[[], None]) -> TextColumns | None:
+    """Read the first records of a text, and return the fields that hold text.
+
+    As in a job, one record in a thousand may be unusable, and ten at the beginning of a text that
+    is not read whole.
+
+    Args:
+        file: the text, under the name that it was announced by; what follows its `checked_bytes`
+            is not read.
         before_batch: called before each thousand records; may raise to stop.
+
+    Returns:
+        None if no record ends in what is read.
 
     Raises:
         CalibrationSourceError: naming the lines, if records cannot be read or hold no text.
     """
     tally, columns = RecordTally(source=file.name), _Columns()
+    records = read_records(file, None, most_bytes=MOST_BYTES, on_cut=columns.note_cut)
     try:
-        for number, record in enumerate(islice(read_records(file, None), MOST_RECORDS)):
+        for number, record in enumerate(islice(records, MOST_RECORDS)):
             if number % _BATCH == 0:
                 before_batch()
             if record.problem:
@@ -52,11 +80,14 @@ def read_columns(file: Path, before_batch: Callable[[], None]) -> TextColumns:
             else:
                 tally.used += 1
                 columns.add(record)
-        tally.settle(())
+        if not columns.is_cut:
+            tally.settle(())
     except CalibrationSourceError as error:
         # The directory is one of the server.
         message = error.message.replace(str(file), file.name)
         raise CalibrationSourceError(_printable(message), hint=error.hint) from error
+    if columns.is_cut and not tally.used:
+        return None
     return columns.result(file.name)
 
 
@@ -64,6 +95,8 @@ class _Columns:
     """Count of the records that have a known form, and of those with text in each field."""
 
     def __init__(self) -> None:
+        self.is_cut = False
+        """True if the text goes on after the records."""
         self._records = 0
         self._formless = 0
         self._form_problem = ""
@@ -92,6 +125,10 @@ class _Columns:
                 self._first_without.setdefault(name, record.place)
         self._records += 1
 
+    def note_cut(self) -> None:
+        """Note that the text goes on after the records."""
+        self.is_cut = True
+
     def result(self, name: str) -> TextColumns:
         """Return the fields with text.
 
@@ -112,7 +149,16 @@ class _Columns:
         return TextColumns(form_problem=form_problem, fields=places)
 
     def _is_tolerable(self, bad: int) -> bool:
-        return bad * RECORDS_PER_BAD_ONE <= self._records
+        """Return whether a job would read the text with so many bad records.
+
+        Of a text that goes on, the next records may show that a few are rare.
+        """
+        early = self.is_cut and bad <= MOST_EARLY and bad < self._records
+        return early or bad * RECORDS_PER_BAD_ONE <= self._records
+
+
+def _is_compressed(name: str) -> bool:
+    return name.lower().endswith(".gz")
 
 
 def _text_fields(content: Any) -> set[str]:

@@ -24,15 +24,17 @@ from app.domain.upload import (
     REFERENCE,
     TextColumns,
     UploadError,
+    UploadFile,
     UploadKind,
     UploadRecord,
     UploadState,
 )
 from app.services.resources import Resources
-from app.services.text_contents import has_records, read_columns
+from app.services.text_contents import checked_bytes, has_records, read_columns
 from app.services.uploads import discard
 from app.telemetry import get_logger
 from intraslice_core.checkpoints.inspection import MAX_HEADER_BYTES, inspect_model, require_within
+from intraslice_core.checkpoints.weight_files import MAX_SETTINGS_BYTES
 from intraslice_core.errors import CalibrationSourceError, ModelError
 
 _LENGTH_BYTES = 8
@@ -154,15 +156,25 @@ def _check(resources: Resources, upload: UploadRecord) -> TextColumns | None:
     with tempfile.TemporaryDirectory(prefix="upload-", dir=resources.settings.data_dir) as scratch:
         skeleton = Path(scratch)
         for index, file in enumerate(upload.files):
-            keep = _LENGTH_BYTES + MAX_HEADER_BYTES if file.name.endswith(_WEIGHTS) else file.bytes
-            if upload.kind is UploadKind.TEXT:
-                keep = file.bytes if has_records(file.name) else 0
+            keep = _inspected_bytes(upload.kind, file)
             _copy(resources, upload, index, skeleton / file.name, keep, go_on)
         if upload.kind is UploadKind.MODEL:
             require_within(inspect_model(skeleton), resources.settings.model_limits)
         elif has_records(upload.files[0].name):
             return read_columns(skeleton / upload.files[0].name, go_on)
     return None
+
+
+def _inspected_bytes(kind: UploadKind, file: UploadFile) -> int:
+    """Return how many bytes of a file are looked at: the disk may hold no more of it.
+
+    Settings that are larger are rejected by their size.
+    """
+    if kind is UploadKind.TEXT:
+        return checked_bytes(file.name, file.bytes)
+    if file.name.endswith(_WEIGHTS):
+        return _LENGTH_BYTES + MAX_HEADER_BYTES
+    return MAX_SETTINGS_BYTES
 
 
 def _assemble(

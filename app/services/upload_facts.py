@@ -14,8 +14,10 @@ from app.services.admission import AdmittedJob, admit
 from app.services.resources import Resources
 from app.services.upload_contents import write_skeleton
 from app.services.uploads import locator
+from app.telemetry import get_logger
 from intraslice_core.cost_model import DenseModel, read_dense
 
+_log = get_logger(__name__)
 _MOST_DESCRIBED = 64
 _described: dict[str, DenseModel] = {}
 """Descriptions by upload id; a ready upload never changes."""
@@ -46,7 +48,7 @@ class StoredUploads:
     def describe(self, upload_id: str) -> DenseModel | None:
         """Return the description of a model from its settings and headers.
 
-        None if it is not ready, or if the store cannot be read now: a worker then finds out.
+        None if it is not ready, or if it cannot be read here now: a worker then finds out.
 
         Raises:
             ModelError: if the model cannot be compressed.
@@ -54,20 +56,31 @@ class StoredUploads:
         upload = self._ready(upload_id, UploadKind.MODEL)
         if upload is None:
             return None
-        if upload_id in _described:
-            return _described[upload_id]
-        place = self._resources.settings.data_dir
-        place.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix="described-", dir=place) as scratch:
-            try:
-                write_skeleton(self._resources, upload, Path(scratch))
-            except (ArtifactNotFoundError, StoreUnavailableError):
-                return None
-            dense = read_dense(Path(scratch))
+        described = _described.get(upload_id)
+        if described is not None:
+            return described
+        dense = self._read(upload)
+        if dense is None:
+            return None
         if len(_described) >= _MOST_DESCRIBED:
             _described.clear()
         _described[upload_id] = dense
         return dense
+
+    def _read(self, upload: UploadRecord) -> DenseModel | None:
+        """Read the settings and headers of a model; None if they cannot be copied here now."""
+        place = self._resources.settings.data_dir
+        try:
+            place.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(prefix="described-", dir=place) as scratch:
+                write_skeleton(self._resources, upload, Path(scratch))
+                return read_dense(Path(scratch))
+        except (ArtifactNotFoundError, StoreUnavailableError):
+            return None
+        except OSError as error:
+            # A full disk of the API server rejects no job.
+            _log.warning("upload_not_described", upload_id=upload.id, error=str(error))
+            return None
 
     def text_problem(self, upload_id: str, text_field: str | None) -> str | None:
         """Return why a job could not read a text by this field; None if it could, or may."""

@@ -11,7 +11,7 @@ from intraslice_core.text_sources import WEB
 RECORDS_PER_BAD_ONE = 1000
 """Records that are read for each one that may be skipped because it cannot be used."""
 
-_MOST_EARLY = 10
+MOST_EARLY = 10
 """Bad records above which reading ends at once if the tolerance is exceeded."""
 _QUOTED = 3
 """Bad records that messages quote."""
@@ -49,7 +49,7 @@ class RecordTally:
         self.bad += 1
         if len(self._bad_quotes) < _QUOTED:
             self._bad_quotes.append(f"{place}: {reason}")
-        if self.bad > _MOST_EARLY and not self.tolerable:
+        if self.bad > MOST_EARLY and not self.tolerable:
             raise self._error()
 
     def fall_back(self, place: str, reason: str) -> None:

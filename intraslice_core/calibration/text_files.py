@@ -9,7 +9,7 @@ from __future__ import annotations
 import gzip
 import io
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO, TextIO, cast
@@ -55,8 +55,20 @@ def read_chunks(path: Path) -> Iterator[str]:
             line += chunk.count("\n")
 
 
-def read_records(path: Path, text_field: str | None) -> Iterator[Record]:
+def read_records(
+    path: Path,
+    text_field: str | None,
+    *,
+    most_bytes: int = MAX_FILE_BYTES,
+    on_cut: Callable[[], None] = lambda: None,
+) -> Iterator[Record]:
     """Yield the records of a file.
+
+    Args:
+        path: the file.
+        text_field: field that holds the text; only Parquet files, which have no limit, need it.
+        most_bytes: bytes that are read after decompression, as if the file ended there.
+        on_cut: called if the file does not end there.
 
     Raises:
         CalibrationSourceError: if the file cannot be read, or its structure is broken so that
@@ -68,13 +80,16 @@ def read_records(path: Path, text_field: str | None) -> Iterator[Record]:
         yield from parquet_rows(path, text_field)
         return
     is_json = form == "json" or (form == "jsonl" and _first_character(path) == "[")
-    with _opened(path) as stream, suppress(_ReadLimitReachedError):
-        if form == "csv":
-            yield from csv_rows(stream, path=path)
-        elif is_json:
-            yield from json_values(stream, path=str(path))
-        else:
-            yield from json_lines(stream)
+    with _opened(path, most_bytes) as stream:
+        try:
+            if form == "csv":
+                yield from csv_rows(stream, path=path)
+            elif is_json:
+                yield from json_values(stream, path=str(path))
+            else:
+                yield from json_lines(stream)
+        except _ReadLimitReachedError:
+            on_cut()
 
 
 def _require_valid(path: Path, chunk: str, line: int) -> None:
@@ -123,7 +138,7 @@ def _require_file(path: Path) -> None:
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[TextIO]:
+def _opened(path: Path, most_bytes: int = MAX_FILE_BYTES) -> Iterator[TextIO]:
     """Open a file as text: decompressed, without a byte order mark, with Unix line ends.
 
     Undecodable bytes become lone surrogates, so that the line that contains them can be named.
@@ -131,7 +146,7 @@ def _opened(path: Path) -> Iterator[TextIO]:
     _require_file(path)
     try:
         with _decompressed(path) as stream:
-            limited = io.BufferedReader(_LimitedReader(stream, MAX_FILE_BYTES))
+            limited = io.BufferedReader(_LimitedReader(stream, most_bytes))
             yield io.TextIOWrapper(limited, encoding="utf-8-sig", errors="surrogateescape")
     except (OSError, EOFError, zlib.error) as error:
         raise CalibrationSourceError(

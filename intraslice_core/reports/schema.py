@@ -23,9 +23,9 @@ CompressionReport
 from __future__ import annotations
 
 import math
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from intraslice_core.config import (
     Allocation,
@@ -58,6 +58,15 @@ MAX_LOSS_POINTS = 50
 LossWeighting = Literal["fisher", "residual_norm"]
 """Weighting of the predicted loss: by second moments of the gradients, or, without gradients, by
 1 / E‖x‖² of the hidden states."""
+
+
+def _infinity_for_null(value: Any) -> Any:
+    return math.inf if value is None else value
+
+
+PossiblyInfinite = Annotated[float, BeforeValidator(_infinity_for_null)]
+"""Number that is infinite where it overflows, as the perplexity of a destroyed model; JSON, which
+has no infinity, holds null."""
 
 
 class SpectrumReport(FrozenModel):
@@ -207,8 +216,8 @@ class PerplexityComparison(FrozenModel):
     )
     context_length: int = Field(description="Window length in tokens.")
     tokens: int = Field(description="Number of predicted tokens.")
-    dense: float
-    compressed: float
+    dense: PossiblyInfinite
+    compressed: PossiblyInfinite
     kl: float | None = Field(
         default=None,
         description="Mean KL(dense ‖ compressed) in nats per predicted token, over the whole "
@@ -312,9 +321,13 @@ class HeldOutPerplexity(FrozenModel):
     """Perplexity on sequences held out from the fine-tuning text."""
 
     tokens: int = Field(description="Number of predicted tokens.")
-    dense: float
-    before: float = Field(description="Perplexity of the compressed model before fine-tuning.")
-    after: float = Field(description="Perplexity of the compressed model as stored afterwards.")
+    dense: PossiblyInfinite
+    before: PossiblyInfinite = Field(
+        description="Perplexity of the compressed model before fine-tuning."
+    )
+    after: PossiblyInfinite = Field(
+        description="Perplexity of the compressed model as stored afterwards."
+    )
 
     @property
     def recovered(self) -> float | None:

@@ -21,6 +21,10 @@ _LIVE = "state IN ('queued', 'running')"
 
 
 def upgrade() -> None:
+    # Foreign keys lock the table of jobs, and later migrations of the same transaction add columns
+    # to it. To raise the lock then would end in a deadlock with a transaction that has read a job
+    # and writes it.
+    op.execute("LOCK TABLE jobs IN ACCESS EXCLUSIVE MODE")
     op.create_table(
         "generations",
         sa.Column("id", sa.Text, nullable=False),

@@ -14,7 +14,9 @@ down_revision = "0018"
 branch_labels = None
 depends_on = None
 
-downgrade_drops = "durations of finished jobs, by which others are estimated"
+downgrade_drops = (
+    "durations of finished jobs, by which others are estimated, and the time worked on each job"
+)
 
 _TIMESTAMP = sa.DateTime(timezone=True)
 

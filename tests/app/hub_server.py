@@ -68,6 +68,13 @@ class _Routes:
         self._hub.repositories[name] = Repository(private=body.get("visibility") == "private")
         return JSONResponse(url)
 
+    async def tree(self, owner: str, name: str) -> list[dict[str, Any]]:
+        files = self._hub.repositories[f"{owner}/{name}"].files
+        return [
+            {"type": "file", "path": path, "size": len(content), "oid": "0" * 40}
+            for path, content in {".gitattributes": b"", **files}.items()
+        ]
+
     async def validate_card(self) -> dict[str, list[str]]:
         return {"errors": [], "warnings": []}
 
@@ -122,6 +129,7 @@ def _application(hub: Hub) -> FastAPI:
     app.middleware("http")(routes.guard)
     repository = "/api/models/{owner}/{name}"
     app.post("/api/repos/create")(routes.create)
+    app.get(f"{repository}/tree/{{revision}}")(routes.tree)
     app.post("/api/validate-yaml")(routes.validate_card)
     app.post(f"{repository}/preupload/{{revision}}")(routes.preupload)
     app.post("/{owner}/{name}.git/info/lfs/objects/batch")(routes.batch)

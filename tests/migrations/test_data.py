@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import time
 import uuid
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from typing import Any
 
@@ -123,6 +125,27 @@ def test_a_migration_fails_on_a_locked_table_and_changes_nothing(used: Settings)
     with create_engine(used.database_url, poolclass=NullPool).connect() as connection:
         version = connection.scalar(text("SELECT version_num FROM alembic_version"))
     assert version == head_revision()
+
+
+def test_a_transaction_that_writes_a_job_it_has_locked_delays_the_migration(used: Settings) -> None:
+    """A migration that raised its lock on the table would end one of both as a deadlock."""
+    downgrade(used, "0016")
+    plain = used.database_url.replace("+psycopg", "")
+    waiting = """SELECT count(*) FROM pg_locks JOIN pg_database ON pg_database.oid = database
+        WHERE datname = current_database() AND NOT granted AND mode = 'AccessExclusiveLock'"""
+    with (
+        ThreadPoolExecutor(1) as threads,
+        psycopg.connect(plain, autocommit=True) as observer,
+        psycopg.connect(plain) as writer,
+    ):
+        writer.execute("SELECT id FROM jobs FOR UPDATE")
+        migrated = threads.submit(upgrade, used)
+        while observer.execute(waiting).fetchone() == (0,):
+            assert not migrated.done(), migrated.exception()
+            time.sleep(0.01)
+        writer.execute("UPDATE jobs SET labels = labels")
+        writer.commit()
+        migrated.result()
 
 
 LATER_COLUMNS = (

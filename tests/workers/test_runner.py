@@ -9,12 +9,13 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
 import pytest
 
-from app.adapters.database import job_changes, leases, past_runs
+from app.adapters.database import engine, job_changes, leases, past_runs
 from app.adapters.database.migrate import upgrade
 from app.domain.artifact import job_prefix
 from app.domain.errors import StoreUnavailableError
@@ -25,7 +26,7 @@ from app.domain.model_source import ModelSource
 from app.domain.principal import OPERATOR
 from app.domain.worker import GIB, Device, Slot
 from app.embedded.postgres import EmbeddedPostgres
-from app.services import claims, job_log, jobs, layer_files, publication
+from app.services import claims, estimates, job_log, jobs, layer_files, publication
 from app.services.resources import Resources, open_resources
 from app.settings import Settings
 from intraslice_core.config import CompressionConfig
@@ -422,10 +423,18 @@ def test_files_of_dead_workers_are_removed(resources: Resources) -> None:
     assert list(work.iterdir()) == [live_directory]
 
 
-def test_success_removes_the_uploads_of_earlier_attempts(resources: Resources) -> None:
+def test_success_removes_the_uploads_of_earlier_attempts_whether_its_durations_are_recorded_or_not(
+    resources: Resources, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_arguments: object) -> None:
+        raise ValueError("a defect of the estimates")
+
+    monkeypatch.setattr(estimates, "record_run", fail)
     job = queued(resources)
     resources.store.put_new(f"{job_prefix(job)}attempts/0/files/old.bin", b"old")
-    assert run(resources, "finish") is not None
+    ended = run(resources, "finish")
+    assert ended is not None
+    assert ended.state is State.SUCCEEDED
     assert not any("old.bin" in key for key in resources.store.keys(job_prefix(job)))
     assert len(jobs.list_artifacts(resources, OPERATOR, job.id)) == 3
 
@@ -517,6 +526,28 @@ def test_a_long_store_outage_fails_the_attempt(
     assert ended is not None
     assert ended.error is not None
     assert (ended.state, ended.error.code) == (State.QUEUED, "store_unavailable")
+
+
+def test_a_job_whose_row_stays_locked_loses_progress_but_not_the_attempt(
+    resources: Resources, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As by a migration that waits for its locks, and makes others wait."""
+    job = running(resources)
+    monkeypatch.setitem(engine._SESSION, "lock_timeout", "50ms")
+    impatient = replace(resources, database=engine.Database(resources.settings.database_url))
+    journal = progress_journal.ProgressJournal(impatient, job)
+    first, second = (
+        ProgressEvent(stage=Stage.COMPRESS, message=f"layer {layer}", fraction=0.5, layer=layer)
+        for layer in range(2)
+    )
+    with resources.database.transaction() as transaction:
+        assert leases.lock_owned(transaction, job.lease)
+        journal.write(first)
+    journal.write(second)
+    impatient.database.close()
+    progress = jobs.get_job(resources, OPERATOR, job.id).progress
+    assert progress is not None
+    assert progress.message == "layer 1"
 
 
 def test_a_success_whose_commit_was_not_confirmed_keeps_its_files(resources: Resources) -> None:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 _REASONS = {
     "42501": "the database's role may not change the schema: make it the owner of the database",
+    "40P01": "a transaction of the service and the migration waited for each other: run it again",
     "55P03": "a table of the migration stayed in use (lock timeout after 5 s): run it again",
     "57014": "the migration took longer than 120 s: run it again while the service is stopped",
 }

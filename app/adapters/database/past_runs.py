@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -13,6 +14,7 @@ from app.adapters.database.tables import past_runs
 from intraslice_core.cost_model import PastRun
 from intraslice_core.progress import Stage
 
+_STAGES = frozenset(Stage)
 KEPT_RUNS = 60
 """Newest runs that are kept of each class of machines: three methods' worth of a fit."""
 
@@ -68,7 +70,12 @@ def _run(row: Row[Any]) -> PastRun:
     """Return the run of a row."""
     return PastRun(
         method=row.method,
-        work={Stage(stage): seconds for stage, seconds in row.work.items()},
-        seconds={Stage(stage): seconds for stage, seconds in row.seconds.items()},
+        work=_by_stage(row.work),
+        seconds=_by_stage(row.seconds),
         predicted=row.predicted_seconds,
     )
+
+
+def _by_stage(seconds: Mapping[str, float]) -> dict[Stage, float]:
+    """Return seconds by stage, without the stages of later releases, which may run beside us."""
+    return {Stage(name): value for name, value in seconds.items() if name in _STAGES}

@@ -14,6 +14,7 @@ from app.cli.remote.tables import print_json
 
 if TYPE_CHECKING:
     from app.domain.generation import Answer
+    from intraslice_client import Client
 
 _NAMES = {"dense": "original", "compressed": "compressed"}
 
@@ -53,11 +54,22 @@ def prompt(
                 job, made.id, on_answer=None if link.as_json else _print_answer
             )
         except KeyboardInterrupt:
-            client.generations.cancel(job, made.id)
-            typer.echo("the prompt was cancelled", err=True)
+            _cancel(client, job, made.id)
             raise typer.Exit(ExitCode.INTERRUPTED) from None
     if link.as_json:
         print_json(ended)
+
+
+def _cancel(client: Client, job: str, generation_id: str) -> None:
+    """Cancel a prompt, unless it has ended since."""
+    from intraslice_client import ConflictError
+
+    try:
+        client.generations.cancel(job, generation_id)
+    except ConflictError as error:
+        typer.echo(f"the prompt was not cancelled: {error}", err=True)
+    else:
+        typer.echo("the prompt was cancelled", err=True)
 
 
 def _print_answer(answer: Answer) -> None:

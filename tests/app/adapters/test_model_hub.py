@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from huggingface_hub import constants
 
 from app.adapters.finished_checkpoints import read_facts
 from app.adapters.model_hub import push_checkpoint
-from app.domain.errors import HandOffError
+from app.domain.errors import HandOffError, RepositoryTakenError
 from app.domain.registry_hand_off import HandedOff
 from tests.app.checkpoints import contents, finished_checkpoint
 from tests.app.hub_server import Hub, hub_server
@@ -32,9 +33,13 @@ def checkpoint(tmp_path: Path) -> Path:
     return finished_checkpoint(tmp_path / "small")
 
 
-def push(hub: Hub, checkpoint: Path, **changes: str) -> HandedOff:
+def push(hub: Hub, checkpoint: Path, **changes: Any) -> HandedOff:
     facts, _ = read_facts(checkpoint)
-    to = {"repository": "acme/small", "endpoint": hub.url, "token": hub.token} | changes
+    to: dict[str, Any] = {
+        "repository": "acme/small",
+        "endpoint": hub.url,
+        "token": hub.token,
+    } | changes
     return push_checkpoint(checkpoint, facts, **to)
 
 
@@ -53,6 +58,17 @@ def test_an_existing_repository_gets_another_commit(hub: Hub, checkpoint: Path) 
     push(hub, checkpoint)
     push(hub, checkpoint)
     assert len(hub.repositories["acme/small"].commits) == 2
+
+
+def test_a_repository_with_files_of_others_is_not_written_to(hub: Hub, checkpoint: Path) -> None:
+    push(hub, checkpoint, only_results=True)
+    push(hub, checkpoint, only_results=True)
+    repository = hub.repositories["acme/small"]
+    assert len(repository.commits) == 2
+    repository.files = {"model.safetensors": b"of the company"}
+    with pytest.raises(RepositoryTakenError, match="acme/small holds something else"):
+        push(hub, checkpoint, only_results=True)
+    assert repository.files == {"model.safetensors": b"of the company"}
 
 
 def test_the_error_for_a_hub_without_xet_names_the_environment_variable(

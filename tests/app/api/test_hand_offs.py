@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
 from fastapi.testclient import TestClient
 from pydantic import SecretStr
+from sqlalchemy import text
 
+from app.domain.errors import InvalidRequestError
 from app.domain.lifecycle import State
+from app.domain.principal import OPERATOR
+from app.domain.service import HandOffTarget
 from app.main import create_app
+from app.services import registry_hand_offs
 from app.services.resources import Resources
 from app.settings import Settings
 from tests.app.builders import in_state
@@ -63,12 +70,50 @@ def test_a_succeeded_job_is_handed_off_on_request(settings: Settings, resources:
         assert client.get(url).json()["data"] == [made.json()]
 
 
+def test_targets_hide_passwords_and_an_invalid_name_of_the_deployment(
+    settings: Settings, resources: Resources
+) -> None:
+    job = in_state(resources, State.SUCCEEDED)
+    hub = with_hub(settings, handoff_hub_endpoint="http://someone:secret@127.0.0.1:10/")
+    replaced = replace(resources, settings=hub)
+    _, place = registry_hand_offs.list_hand_offs(replaced, OPERATOR, job.id).places
+    assert place.url == "http://127.0.0.1:10"
+    unnamed = hub.model_copy(update={"handoff_name": "{secret}"})
+    replaced = replace(resources, settings=unnamed)
+    assert registry_hand_offs.list_hand_offs(replaced, OPERATOR, job.id).places == ()
+
+
 def test_only_jobs_with_files_are_handed_off(settings: Settings, resources: Resources) -> None:
     failed = in_state(resources, State.FAILED)
     with TestClient(create_app(with_hub(settings))) as client:
         url = f"/v1/jobs/{failed.id}/hand-offs"
         rejected = client.post(url, json={"target": "hub"})
     assert (rejected.status_code, rejected.json()["code"]) == (409, "illegal_state")
+
+
+@pytest.mark.parametrize(
+    ("name", "reference"), [("small", None), (None, "acme/small at 0f"), ("large", None)]
+)
+def test_a_repository_of_another_project_is_not_overwritten(
+    settings: Settings, resources: Resources, name: str | None, reference: str | None
+) -> None:
+    deployed = replace(resources, settings=with_hub(settings))
+    theirs, ours = (in_state(resources, State.SUCCEEDED) for _ in range(2))
+    registry_hand_offs.request_hand_off(deployed, OPERATOR, theirs.id, HandOffTarget.HUB, name)
+    with resources.database.transaction() as transaction:
+        moved = text("UPDATE jobs SET project_id = 'other' WHERE id = :job")
+        transaction.execute(moved, {"job": theirs.id})
+        pushed = text("UPDATE hand_offs SET reference = :reference")
+        transaction.execute(pushed, {"reference": reference})
+    request = partial(registry_hand_offs.request_hand_off, deployed, OPERATOR, ours.id)
+    if name == "large":
+        assert request(HandOffTarget.HUB, "small").name == "small"
+        return
+    with pytest.raises(InvalidRequestError) as caught:
+        request(HandOffTarget.HUB, "small")
+    (problem,) = caught.value.fields
+    assert (problem.pointer, problem.code) == ("/name", "taken")
+    assert request(HandOffTarget.MLFLOW, "small").name == "small"
 
 
 @pytest.mark.parametrize("name", ["", "a/b", "..", "-a", "a..b", "a b", "x" * 97])

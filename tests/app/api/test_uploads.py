@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,9 @@ from app.adapters.database import uploads as rows
 from app.domain.errors import UploadNotFoundError
 from app.domain.job import JobRequest
 from app.domain.model_source import ModelSource
-from app.domain.upload import UploadState
+from app.domain.upload import TextColumns, UploadState
 from app.main import create_app
-from app.services import claims, upload_contents, uploads
+from app.services import claims, text_contents, upload_contents, upload_facts, uploads
 from app.services.resources import Resources
 from app.settings import Settings
 from tests.app.builders import bearer, key_of, weights_on_disk
@@ -267,6 +268,22 @@ def test_texts_that_a_job_could_not_read_are_rejected_before_work(client: TestCl
     assert problem["pointer"] == "/evaluation/perplexity/0"
 
 
+def test_the_disk_of_the_api_server_holds_only_the_beginning_of_a_text(
+    client: TestClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copied: list[int] = []
+    read = upload_contents.read_columns
+
+    def measured(file: Path, before_batch: Callable[[], None]) -> TextColumns | None:
+        copied.append(len(file.read_bytes().rstrip(b"\0")))
+        return read(file, before_batch)
+
+    monkeypatch.setattr(text_contents, "MOST_BYTES", 100)
+    monkeypatch.setattr(upload_contents, "read_columns", measured)
+    upload = send(client, "text", {"a.jsonl": TEXT + b"{broken\n"})
+    assert (upload["state"], copied) == ("ready", [100])
+
+
 def test_an_uploaded_model_is_estimated_before_a_worker_has_it(
     client: TestClient, resources: Resources, tmp_path: Path
 ) -> None:
@@ -296,6 +313,10 @@ def test_an_uploaded_model_is_estimated_before_a_worker_has_it(
     assert by_upload["gpu_bytes"] is not None
     assert "model_not_readable_here" not in {item["code"] for item in by_upload["warnings"]}
     assert list(resources.settings.data_dir.glob("described-*")) == []
+    upload_facts._described.clear()
+    full = resources.settings.model_copy(update={"data_dir": directory / "config.json"})
+    stored = upload_facts.StoredUploads(replace(resources, settings=full), "default")
+    assert stored.describe(uploaded) is None, "the job is admitted, and a worker reads the model"
 
 
 def test_signed_links_accept_the_announced_part_until_the_upload_is_complete(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from datetime import timedelta
 from pathlib import Path
 
@@ -10,7 +11,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from app.adapters.finished_checkpoints import read_facts
-from app.domain.registry_hand_off import TRIES, CheckpointFacts, pause, registered_name
+from app.domain.registry_hand_off import (
+    MOST_NAME_CHARACTERS,
+    NAME_PATTERN,
+    TRIES,
+    CheckpointFacts,
+    pause,
+    registered_name,
+)
 from intraslice_core.checkpoints.manifest import write_manifest
 from intraslice_core.errors import ManifestError
 from intraslice_core.reports.schema import REPORT_FILE
@@ -65,6 +73,13 @@ def test_names_contain_only_characters_that_registries_accept(model: str, name: 
     assert registered_name("{model}-{ratio}-{target}", model=model, ratio=0.3, target="stock") == (
         name
     )
+
+
+@given(st.text(max_size=120), st.sampled_from(["research", "adaptive"]))
+def test_the_name_of_any_model_can_be_requested(model: str, target: str) -> None:
+    name = registered_name("{model}-{ratio}-{target}", model=model, ratio=None, target=target)
+    assert re.fullmatch(NAME_PATTERN, name)
+    assert len(name) <= MOST_NAME_CHARACTERS
 
 
 @pytest.mark.parametrize("template", ["{secret}", "{0}", "{model.__class__}", "{", "''"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -10,10 +11,10 @@ import pytest
 from app.domain.artifact import MANIFEST, attempt_prefix, job_prefix
 from app.domain.model_source import ModelSource
 from app.domain.principal import OPERATOR
-from app.services import jobs, publication
+from app.services import comparisons, jobs, publication
 from app.services.resources import Resources
 from intraslice_core.config import CalibrationConfig, CompressionConfig
-from intraslice_core.reports.schema import REPORT_FILE, CompressionReport
+from intraslice_core.reports.schema import REPORT_FILE, CompressionReport, EvaluationReport
 from tests.app.builders import running, succeeded, weights_on_disk
 from tests.app.checkpoints import finished_checkpoint
 
@@ -41,6 +42,14 @@ def test_an_attempt_overwrites_the_files_of_a_lost_attempt_of_its_number(
     assert all(resources.store.sha256(file.key) == file.sha256 for file in published)
 
 
+def destroyed(report: CompressionReport) -> EvaluationReport:
+    """Return the evaluation of a model whose perplexity overflows."""
+    assert report.evaluation is not None
+    first, *others = report.evaluation.perplexity
+    worst = first.model_copy(update={"compressed": math.inf})
+    return report.evaluation.model_copy(update={"perplexity": (worst, *others)})
+
+
 def test_published_files_name_no_directory_of_the_server(
     resources: Resources, tmp_path: Path
 ) -> None:
@@ -60,10 +69,11 @@ def test_published_files_name_no_directory_of_the_server(
             "model": str(model),
             "config": compression,
             "warnings": (f"{corpus} is short",),
+            "evaluation": destroyed(written),
         }
     )
     (directory / REPORT_FILE).write_text(report.model_dump_json())
-    dumped = report.model_dump(mode="json")
+    dumped = json.loads(report.model_dump_json())
     files = publication.upload(resources, job, directory, dumped, lambda _message, _done: None)
     contents = {file.name: resources.store.read(file.key) for file in files}
     for name, content in contents.items():
@@ -75,3 +85,11 @@ def test_published_files_name_no_directory_of_the_server(
     assert published["model"] == "Big-1B"
     assert published["config"]["calibration"]["source"] == "mine.txt"
     assert published["warnings"] == ["mine.txt is short"]
+    assert published["evaluation"]["perplexity"][0]["compressed"] is None
+    done = publication.publish(resources, job.lease, files, dumped)
+    assert done.result is not None
+    assert done.result.perplexity_after is None
+    (compared,) = comparisons.compare_jobs(resources, OPERATOR, [job.id]).jobs
+    assert compared.quality is not None
+    assert compared.quality[0].compressed == math.inf
+    assert CompressionReport.model_validate(jobs.get_report(resources, OPERATOR, job.id))

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from app.domain.job import Job, JobResult
 from app.domain.model_source import ModelSource
 from app.domain.principal import OPERATOR
 from app.domain.sweep import SweepRequest
@@ -16,6 +17,7 @@ from app.services import jobs, sweeps
 from app.services.admission import AdmittedJob
 from app.services.requirements import (
     CONTEXT_BYTES,
+    generation_bytes,
     required_gpu_bytes,
     required_host_bytes,
     required_memory,
@@ -168,3 +170,30 @@ def test_the_memory_is_stored_with_every_job(
         )
         for ratio in (0.25, 0.5)
     ]
+
+
+@pytest.mark.parametrize(
+    ("dtype", "stored", "on_gpu", "item"),
+    [
+        ("auto", 4, True, 4),
+        ("auto", 2, True, 2),
+        ("auto", 1, True, 2),
+        ("auto", 2, False, 4),
+        ("bfloat16", 4, True, 2),
+        ("float32", 2, True, 4),
+    ],
+)
+def test_a_prompt_needs_the_larger_model_in_its_compute_dtype(
+    dtype: str, stored: int, *, on_gpu: bool, item: int
+) -> None:
+    size = 10**9
+    result = JobResult(
+        params_before=size,
+        params_after=size // 2,
+        bytes_before=stored * size,
+        bytes_after=stored * size // 2,
+    )
+    compression = CompressionConfig.model_validate({"dtype": dtype})
+    job = Job.model_construct(compression=compression, result=result)
+    weights = generation_bytes(job, on_gpu=on_gpu) - CONTEXT_BYTES
+    assert weights == pytest.approx(1.2 * item * size)

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from app.domain.upload import TextColumns
-from app.services.text_contents import has_records, read_columns
+from app.services import text_contents
+from app.services.text_contents import checked_bytes, has_records, read_columns
 from intraslice_core.errors import CalibrationSourceError
 
 
@@ -21,7 +22,9 @@ def nothing() -> None:
 def columns(place: Path, content: str, name: str = "corpus.jsonl") -> TextColumns:
     file = place / name
     file.write_bytes(content.encode())
-    return read_columns(file, nothing)
+    read = read_columns(file, nothing)
+    assert read is not None
+    return read
 
 
 def lines(*records: object) -> str:
@@ -85,9 +88,55 @@ def test_names_that_a_database_cannot_store_are_no_fields(tmp_path: Path) -> Non
 
 def test_compressed_texts_are_read_and_formats_of_workers_are_left_to_them(tmp_path: Path) -> None:
     (tmp_path / "c.jsonl.gz").write_bytes(gzip.compress(b'{"text": "a"}\n'))
-    assert read_columns(tmp_path / "c.jsonl.gz", nothing).problem(None) is None
+    read = read_columns(tmp_path / "c.jsonl.gz", nothing)
+    assert read is not None
+    assert read.problem(None) is None
     names = ("a.txt", "a.md.gz", "a.parquet", "a.jsonl.zst")
     assert [has_records(name) for name in names] == [False] * 4
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("c.jsonl", '{"text": "a"}\n' * 10_000 + "broken\n" * 100),
+        ("c.json", "[" + '{"text": "a"}, ' * 10_000 + "broken"),
+        ("c.csv", "text,n\n" + "word,1\n" * 20_000 + "'a',1,2\n" * 100),
+    ],
+)
+def test_only_the_beginning_of_a_large_text_is_kept_and_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, content: str
+) -> None:
+    monkeypatch.setattr(text_contents, "MOST_BYTES", 2**17)
+    assert checked_bytes(name, len(content)) == 2**17
+    assert checked_bytes(name, 10) == 10
+    assert checked_bytes("c.txt", 10) == 0
+    assert columns(tmp_path, content, name).problem(None) is None
+    (tmp_path / f"{name}.gz").write_bytes(gzip.compress(content.encode()))
+    assert read_columns(tmp_path / f"{name}.gz", nothing) is not None
+
+
+def test_a_few_bad_records_at_the_beginning_of_a_large_text_are_tolerated(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The next records may show that they are rare."""
+    content = lines({"text": "a"}, {"body": "b"}) + "broken\n"
+    with pytest.raises(CalibrationSourceError, match="line 3: not JSON"):
+        columns(tmp_path, content)
+    monkeypatch.setattr(text_contents, "MOST_BYTES", len(content) + 5)
+    assert columns(tmp_path, content + lines({"text": "c" * 20})).problem(None) is None
+    strange = columns(tmp_path, lines({"body": "b"}, {"body": "c" * 100}))
+    assert strange.problem(None) is not None
+
+
+@pytest.mark.parametrize("compress", [False, True])
+def test_a_text_whose_first_record_is_longer_is_left_to_workers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, compress: bool
+) -> None:
+    monkeypatch.setattr(text_contents, "MOST_BYTES", 100)
+    content = lines({"text": "a" * 200}).encode()
+    file = tmp_path / ("c.jsonl.gz" if compress else "c.jsonl")
+    file.write_bytes(gzip.compress(content) if compress else content)
+    assert read_columns(file, nothing) is None
 
 
 def test_the_check_can_be_stopped(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from typer.testing import CliRunner, Result
 
 from app.cli.exit_codes import ExitCode
 from app.cli.main import app
+from app.cli.remote import prompt
 from app.cli.remote.following import waiting_sentence
 from app.domain.events import JobLive
 from app.domain.generation import PlaygroundModel
@@ -390,24 +391,38 @@ def test_a_local_model_is_uploaded_compressed_and_downloaded(
     assert command("verify", tmp_path / "out").exit_code == 0
 
 
-def test_a_prompt_prints_both_answers(run: Run, resources: Resources) -> None:
+def answer_the_prompt(resources: Resources) -> None:
+    """Do the work of a worker on the next prompt."""
+    while not generation_claims.has_queued(resources):
+        time.sleep(0.02)
+    claim = claimed(resources).generation.claim
+    for model in PlaygroundModel:
+        generation_claims.add_answer(resources, claim, answer(model, f"by {model}"))
+    generation_claims.succeed(resources, claim)
+
+
+def test_a_prompt_prints_both_answers(
+    run: Run, resources: Resources, monkeypatch: pytest.MonkeyPatch
+) -> None:
     job = in_state(resources, State.SUCCEEDED)
-
-    def work() -> None:
-        while not generation_claims.has_queued(resources):
-            time.sleep(0.02)
-        claim = claimed(resources).generation.claim
-        for model in PlaygroundModel:
-            generation_claims.add_answer(resources, claim, answer(model, f"by {model}"))
-        generation_claims.succeed(resources, claim)
-
-    worker_thread = threading.Thread(target=work)
+    worker_thread = threading.Thread(target=answer_the_prompt, args=(resources,))
     worker_thread.start()
     done = run("prompt", job.id, "Once upon a time", "--max-new-tokens", 8)
     worker_thread.join()
     assert done.exit_code == 0, done.output
     assert done.stdout == "by dense\nby compressed\n"
     assert "compressed (8 tokens, cut off, 16.0 tok/s, loaded in 1.5 s):" in done.stderr
+    worker_thread = threading.Thread(target=answer_the_prompt, args=(resources,))
+    worker_thread.start()
+
+    def interrupt(_answer: object) -> None:
+        worker_thread.join()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(prompt, "_print_answer", interrupt)
+    late = run("prompt", job.id, "Once upon a time")
+    assert late.exit_code == ExitCode.INTERRUPTED
+    assert "the prompt was not cancelled: " in late.stderr
     beyond = run("prompt", job.id, "x", "--max-new-tokens", 9999)
     assert beyond.exit_code == ExitCode.BAD_INPUT
     assert "/max_new_tokens" in beyond.stderr

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import resource
 from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path, PurePosixPath
 
 _MEMBERSHIPS = Path("/proc/self/cgroup")
@@ -14,6 +16,23 @@ _LEGACY = (Path("/sys/fs/cgroup/memory"), "memory.limit_in_bytes")
 """Place of the memory hierarchy, and the name of a group's limit, of cgroups 2 and 1."""
 _PROCESS_LIMITS = (resource.RLIMIT_AS, resource.RLIMIT_DATA)
 """Limits of the process: of its address space, and of its private writable memory."""
+
+_runs_at_once: ContextVar[int] = ContextVar("runs_at_once", default=1)
+
+
+@contextmanager
+def sharing_host(runs: int) -> Iterator[None]:
+    """Count on an equal part of the host's memory only, as so many runs may use it at once."""
+    token = _runs_at_once.set(runs)
+    try:
+        yield
+    finally:
+        _runs_at_once.reset(token)
+
+
+def runs_at_once() -> int:
+    """Return the number of runs that may use the host's memory at once; 1 unless it is shared."""
+    return _runs_at_once.get()
 
 
 def host_memory_bytes() -> int:

@@ -11,7 +11,12 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from app.domain.errors import HandOffError
-from app.domain.registry_hand_off import MANIFEST_TAG, CheckpointFacts, HandedOff
+from app.domain.registry_hand_off import (
+    MANIFEST_TAG,
+    CheckpointFacts,
+    HandedOff,
+    public_address,
+)
 from intraslice_core.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -75,12 +80,6 @@ def _explained(uri: str) -> Iterator[None]:
         raise HandOffError(
             f"the MLflow server at {public_address(uri)} rejected the checkpoint: {reason}"
         ) from error
-
-
-def public_address(uri: str) -> str:
-    """Return the address of a server without user and password."""
-    parts = urlsplit(uri)
-    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl().rstrip("/")
 
 
 def _version_of(client: MlflowClient, name: str, facts: CheckpointFacts) -> ModelVersion | None:

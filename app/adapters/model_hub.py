@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from app.domain.errors import HandOffError
-from app.domain.registry_hand_off import CheckpointFacts, HandedOff
+from app.domain.registry_hand_off import CheckpointFacts, HandedOff, public_address
 
 
 def push_checkpoint(
@@ -35,7 +35,8 @@ def push_checkpoint(
     from huggingface_hub import HfApi
 
     api = HfApi(endpoint=endpoint, token=token)
-    with _explained(api.endpoint):
+    address = public_address(api.endpoint)
+    with _explained(address):
         api.create_repo(repository, private=private, exist_ok=True)
         commit = api.upload_folder(
             repo_id=repository,
@@ -43,7 +44,7 @@ def push_checkpoint(
             commit_message=f"Upload a compressed {facts.tags['intraslice.model']}",
             commit_description=f"manifest {facts.manifest_sha256}",
         )
-    return HandedOff(reference=f"{repository} at {commit.oid}", url=f"{api.endpoint}/{repository}")
+    return HandedOff(reference=f"{repository} at {commit.oid}", url=f"{address}/{repository}")
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from datetime import datetime, timedelta
 from enum import StrEnum
 from string import Formatter
 from typing import Any
+from urllib.parse import urlsplit
 
 from pydantic import Field
 
@@ -142,6 +143,12 @@ def pause(attempts: int) -> timedelta:
     """Return the pause before the next attempt: doubled each time, up to an hour."""
     doubled: timedelta = _FIRST_PAUSE * 2 ** max(attempts - 1, 0)
     return min(doubled, _LONGEST_PAUSE)
+
+
+def public_address(uri: str) -> str:
+    """Return the address of a server without user and password."""
+    parts = urlsplit(uri)
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl().rstrip("/")
 
 
 def registered_name(template: str, *, model: str, ratio: float | None, target: str) -> str:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from app.adapters.database import artifacts, jobs, registry_hand_offs
 from app.adapters.finished_checkpoints import read_facts
-from app.adapters.mlflow_registry import public_address, register_version
+from app.adapters.mlflow_registry import register_version
 from app.adapters.model_hub import push_checkpoint
 from app.domain.artifact import ArtifactRecord
 from app.domain.errors import (
@@ -41,6 +41,7 @@ from app.domain.registry_hand_off import (
     HandOffPlace,
     HandOffState,
     pause,
+    public_address,
     registered_name,
 )
 from app.domain.service import HandOffTarget
@@ -160,7 +161,7 @@ def _places(settings: Settings, job: Job) -> tuple[HandOffPlace, ...]:
         ),
         HandOffTarget.HUB: HandOffPlace(
             target=HandOffTarget.HUB,
-            url=settings.handoff_hub_endpoint or _HUB,
+            url=public_address(settings.handoff_hub_endpoint or _HUB),
             namespace=settings.handoff_hub_namespace,
             private=settings.handoff_hub_private,
             name=name,

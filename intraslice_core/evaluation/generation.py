@@ -146,7 +146,7 @@ def _generate(
 class _FiniteLogits(LogitsProcessor):
     """Check of the logits, from which a token would be selected even if none has a probability."""
 
-    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+    def __call__(self, _tokens: Tensor, scores: Tensor) -> Tensor:
         """Return the logits, (1, vocabulary), as they are.
 
         Raises:

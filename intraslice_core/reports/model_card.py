@@ -31,8 +31,8 @@ from intraslice_core.text_sources import DOMAIN_NAMES
 
 _BACKTICKS = re.compile(r"`+")
 _CODE = re.compile(r"(`[^`\n]*`)")
-_MARKUP = re.compile(r"[\\<|]")
-"""Characters that begin markup, or end a cell of a table."""
+_MARKUP = re.compile(r"[\\<|`]")
+"""Characters that begin markup, or end a cell of a table; backticks without a partner, too."""
 
 
 def write_model_card(directory: Path, report: CompressionReport) -> Path:

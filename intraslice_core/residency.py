@@ -16,7 +16,7 @@ from intraslice_core.cost_model import StageBytes, stage_bytes
 from intraslice_core.cost_model.memory import PROCESS_BYTES
 from intraslice_core.device import DeviceMemory, HostMemory, TensorMemory, resolve_device
 from intraslice_core.device_memory import free_device_memory
-from intraslice_core.host_limit import host_memory_bytes
+from intraslice_core.host_limit import host_memory_bytes, runs_at_once
 from intraslice_core.plan import ModelGeometry
 
 DEVICE_SHARE = 0.8
@@ -88,13 +88,13 @@ def _placed_on_host(
         offload_dir: directory for hidden states; None keeps them in memory.
         saves: whether factorisations in place need less.
     """
-    memory, limit = HostMemory(offload_dir), host_memory_bytes()
+    memory, limit = HostMemory(offload_dir), host_memory_bytes() // runs_at_once()
     in_files = offload_dir is not None
     stage = max(stage.device + (0 if in_files else stage.host) for stage in copied.values())
     needed = PROCESS_BYTES + stage
     if not saves or needed <= DEVICE_SHARE * limit:
         return StatePlacement(memory=memory, message=None)
-    message = f"{_in_place_message(needed)}, and the host has {limit / 1e9:.2f} GB"
+    message = f"{_in_place_message(needed)}, and {limit / 1e9:.2f} GB of the host are for this run"
     return StatePlacement(memory=memory, message=message, in_place=True)
 
 

@@ -24,7 +24,6 @@ from intraslice_core.cost_model import (
     expected_durations,
 )
 from intraslice_core.device_memory import lowered_batches_to, out_of_memory_reported
-from intraslice_core.errors import CompressionCancelledError
 from intraslice_core.evaluation.scoring import DenseScores
 from intraslice_core.export.form import WrittenReference
 from intraslice_core.families.wrappers import Wrapper, wrapper_of
@@ -147,7 +146,9 @@ class Run:
 
     @contextmanager
     def counting_work(self, key: str) -> Iterator[None]:
-        """Count the work of earlier attempts, and save it for the next one if this one is stopped.
+        """Count the work of earlier attempts, and save it for the next one if this one fails.
+
+        The work of an attempt whose process is killed is not counted.
 
         Args:
             key: digest of the run's model and settings.
@@ -159,8 +160,9 @@ class Run:
         self.earlier_seconds = state.worked_seconds(key)
         try:
             yield
-        except CompressionCancelledError:
-            state.save_worked_seconds(key, self.seconds)
+        except BaseException:
+            if state.directory.is_dir():  # a run that is rejected leaves nothing
+                state.save_worked_seconds(key, self.seconds)
             raise
 
     def expect(

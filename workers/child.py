@@ -89,28 +89,30 @@ class Child:
         importing = ProgressEvent(stage=Stage.LOAD, message="importing the engine", fraction=0.0)
         self._on_progress(importing)
         with heartbeat(lambda: self._on_progress(importing)):
+            from intraslice_core.host_limit import sharing_host
             from intraslice_core.pipeline import compress_model
             from intraslice_core.resume_state import ResumeState
             from intraslice_core.stage_speeds import StageSpeeds
             from intraslice_core.statistics_cache import StatisticsCache
 
         cache, resume_state = request.statistics_cache, request.resume_state
-        report = compress_model(
-            request.model,
-            request.checkpoint,
-            request.compression,
-            evaluation=request.evaluation,
-            limits=request.limits,
-            work_dir=request.scratch,
-            speeds=None if request.speeds is None else StageSpeeds(file=request.speeds),
-            uploads=True,
-            statistics_cache=None if cache is None else StatisticsCache(**dict(cache)),
-            resume_state=None
-            if resume_state is None
-            else ResumeState(**dict(resume_state), on_saved=self._on_layer_saved),
-            on_progress=self._on_progress,
-            should_cancel=self._stop.is_set,
-        )
+        with sharing_host(request.jobs_at_once):
+            report = compress_model(
+                request.model,
+                request.checkpoint,
+                request.compression,
+                evaluation=request.evaluation,
+                limits=request.limits,
+                work_dir=request.scratch,
+                speeds=None if request.speeds is None else StageSpeeds(file=request.speeds),
+                uploads=True,
+                statistics_cache=None if cache is None else StatisticsCache(**dict(cache)),
+                resume_state=None
+                if resume_state is None
+                else ResumeState(**dict(resume_state), on_saved=self._on_layer_saved),
+                on_progress=self._on_progress,
+                should_cancel=self._stop.is_set,
+            )
         dumped: dict[str, object] = report.model_dump(mode="json")
         return dumped
 

@@ -62,6 +62,8 @@ class ChildRequest(ChildInput):
     resume_state: ResumeStateSettings | None = None
     speeds: Path | None = None
     """File with the speeds of earlier jobs on this machine."""
+    jobs_at_once: int = 1
+    """Jobs that may use the memory of this host at once."""
 
 
 class PromptedModel(FrozenModel):

@@ -150,14 +150,29 @@ export async function watch(id, report, signal) {
 async function poll(id, after, report, signal) {
   const [job, events, log] = await Promise.all([
     get(`/v1/jobs/${id}?wait=${POLL_SECONDS}`, signal),
-    get(`/v1/jobs/${id}/events?after=${after}`, signal),
-    get(`/v1/jobs/${id}/logs?after=${after}`, signal),
+    entriesAfter(`/v1/jobs/${id}/events`, after, signal),
+    entriesAfter(`/v1/jobs/${id}/logs`, after, signal),
   ]);
   report("available", null);
   report("live", job);
-  for (const event of events.data) report("event", event);
-  for (const line of log.data) report("log", line);
+  for (const event of events) report("event", event);
+  for (const line of log) report("log", line);
   return ["succeeded", "failed", "cancelled"].includes(job.state);
+}
+
+/**
+ * Read all parts of a list that is numbered by `sequence`.
+ * @param {string} path @param {number} after last number that is known @param {AbortSignal} signal
+ */
+export async function entriesAfter(path, after, signal) {
+  /** @type {any[]} */
+  const entries = [];
+  let page;
+  do {
+    page = await get(`${path}?after=${entries.length ? entries[entries.length - 1].sequence : after}`, signal);
+    entries.push(...page.data);
+  } while (page.has_more);
+  return entries;
 }
 
 /** @param {ReadableStream<Uint8Array>} body */

@@ -9,12 +9,19 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    GenerationConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from intraslice_core.checkpoints.weight_files import CONFIG_FILE, read_json_object
 from intraslice_core.context_length import context_of
+from intraslice_core.device import advising_bfloat16
 from intraslice_core.device_memory import out_of_memory_reported
-from intraslice_core.errors import ConfigurationError
+from intraslice_core.errors import ConfigurationError, NumericalError
 from intraslice_core.evaluation.loaded_models import load_model
 from intraslice_core.tokenizer import embedding_rows, load_tokenizer, require_known_tokens
 
@@ -63,6 +70,7 @@ def continue_prompt(
         ModelError: if the checkpoint or its tokenizer cannot be loaded.
         ConfigurationError: if the prompt has no tokens, or exceeds the model's context together
             with its continuation.
+        NumericalError: if the model's logits are NaN or infinite.
         OutOfDeviceMemoryError: if the device has too little memory.
     """
     started = time.perf_counter()
@@ -73,7 +81,7 @@ def continue_prompt(
     require_known_tokens(inputs["input_ids"], embedding_rows(model), tokenizer, "the prompt")
     loaded = time.perf_counter()
     ends = _end_tokens(model)
-    with out_of_memory_reported(_LENGTH):
+    with out_of_memory_reported(_LENGTH), advising_bfloat16(model.dtype, model.device):
         new_tokens = _generate(model, inputs, decoding, ends)
     ended = time.perf_counter()
     return Continuation(
@@ -130,9 +138,23 @@ def _generate(
     generate: Any = model.generate
     on_device = {name: tensor.to(model.device) for name, tensor in inputs.items()}
     with torch.inference_mode():
-        output = generate(**on_device)
+        output = generate(**on_device, logits_processor=LogitsProcessorList([_FiniteLogits()]))
     tokens: list[int] = output[0, inputs["input_ids"].shape[1] :].tolist()
     return tokens
+
+
+class _FiniteLogits(LogitsProcessor):
+    """Check of the logits, from which a token would be selected even if none has a probability."""
+
+    def __call__(self, _tokens: Tensor, scores: Tensor) -> Tensor:
+        """Return the logits, (1, vocabulary), as they are.
+
+        Raises:
+            NumericalError: if one is NaN, or the largest is infinite.
+        """
+        if not torch.isfinite(scores.amax()):
+            raise NumericalError("the logits of the model contain NaN or infinity")
+        return scores
 
 
 def _end_tokens(model: PreTrainedModel) -> list[int]:

@@ -50,12 +50,13 @@ def _curves(report: SweepReport, text: str) -> Figure:
     series = (dense, *(_curve(report, method, text) for method in report.methods))
     series = tuple(drawn for drawn in series if drawn.points)
     points = [point for drawn in series for point in drawn.points]
+    name = public_reference(text)
     caption = (
-        f"Perplexity on {text}{_domain(report, text)} by number of parameters; lower and further "
+        f"Perplexity on {name}{_domain(report, text)} by number of parameters; lower and further "
         "left is better."
     )
     chart = Chart(
-        title=f"Perplexity on {text}",
+        title=f"Perplexity on {name}",
         description=caption,
         x=count_axis("parameters", [point.x for point in points]),
         y=_perplexity_axis([point.y for point in points]),
@@ -117,7 +118,8 @@ def _series_table(series: tuple[Series, ...]) -> Table:
 def _results(report: SweepReport) -> Table:
     """Return one row for the dense model and one for each result, by ratio."""
     texts, tasks = list(report.dense_perplexity), _tasks(report)
-    measured = (*(f"perplexity, {text}" for text in texts), *(", ".join(task) for task in tasks))
+    names = (f"perplexity, {public_reference(text)}" for text in texts)
+    measured = (*names, *(", ".join(task) for task in tasks))
     dense = (
         *(f"{value:,.3f}" for value in report.dense_perplexity.values()),
         *(f"{value:.4f}" for value in tasks.values()),

@@ -72,6 +72,7 @@ _STYLE: dict[RcKeyType, Any] = {
     "legend.labelcolor": _INK,
     "lines.linewidth": 1.6,
     "svg.fonttype": "none",
+    "text.parse_math": False,  # names may contain dollar signs
     "xtick.color": _FAINT,
     "xtick.labelcolor": _INK,
     "ytick.labelcolor": _INK,
@@ -84,6 +85,8 @@ _SVG = "{http://www.w3.org/2000/svg}"
 _HREF = "{http://www.w3.org/1999/xlink}href"
 _MARK = "mark"
 """Class of a marker in the page."""
+# Once: names belong to the process, and another thread may be writing a chart meanwhile.
+ElementTree.register_namespace("", _SVG.strip("{}"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -302,7 +305,6 @@ def _inline(document: str, chart: Chart) -> Markup:
     for element in root.iter():
         _take_style_apart(element)
     _remove_page_wide(root)
-    ElementTree.register_namespace("", _SVG.strip("{}"))
     return Markup(ElementTree.tostring(root, encoding="unicode"))  # ElementTree has escaped it
 
 

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
+from markupsafe import Markup
 
 from intraslice_core.checkpoints.model_card import MODEL_CARD
 from intraslice_core.reports.card_metadata import card_data
@@ -29,6 +30,9 @@ from intraslice_core.reports.verdict import report_verdict
 from intraslice_core.text_sources import DOMAIN_NAMES
 
 _BACKTICKS = re.compile(r"`+")
+_CODE = re.compile(r"(`[^`\n]*`)")
+_MARKUP = re.compile(r"[\\<|`]")
+"""Characters that begin markup, or end a cell of a table; backticks without a partner, too."""
 
 
 def write_model_card(directory: Path, report: CompressionReport) -> Path:
@@ -54,7 +58,7 @@ def model_card(report: CompressionReport, licence_files: list[str]) -> str:
     paths = local_references(report)
     return _template().render(
         report.model_dump(mode="json"),
-        metadata=card_data(report, licence_files).to_yaml(),
+        metadata=Markup(card_data(report, licence_files).to_yaml()),
         name=model_name(report.model),
         repository=hub_repository(report.model),
         base=public_reference(report.model),
@@ -84,6 +88,7 @@ def _template() -> Template:
         lstrip_blocks=True,
         keep_trailing_newline=True,
         autoescape=False,
+        finalize=plain,
     )
     environment.filters |= {
         "thousands": lambda number: f"{number:,}",
@@ -93,24 +98,43 @@ def _template() -> Template:
         "percent": percent,
         "last": public_reference,
         "fenced": fenced,
+        "code": code,
     }
     return environment.get_template("model_card.md.j2")
 
 
-def fenced(text: str, language: str = "") -> str:
+def plain(value: object) -> object:
+    """Return a text without markup of its own, on one line; code between backticks stays code.
+
+    Names of models, texts and tensors may be those of others, and a card is shown to third parties.
+    Values that are marked as markup, and those that are no texts, stay as they are.
+    """
+    if isinstance(value, Markup) or not isinstance(value, str):
+        return value
+    parts = _CODE.split(" ".join(value.splitlines()))
+    parts[::2] = [_MARKUP.sub(r"\\\g<0>", part) for part in parts[::2]]
+    return "".join(parts)
+
+
+def code(text: str) -> Markup:
+    """Return a text as code within a sentence."""
+    return Markup("`{}`".format(text.replace("`", "'")))
+
+
+def fenced(text: str, language: str = "") -> Markup:
     """Return a text as a code block of Markdown, with a fence that the text does not contain."""
     longest = max(map(len, _BACKTICKS.findall(text)), default=0)
     fence = "`" * max(3, longest + 1)
-    return f"{fence}{language}\n{text.rstrip()}\n{fence}"
+    return Markup(f"{fence}{language}\n{text.rstrip()}\n{fence}")
 
 
 def _source_names(report: CompressionReport) -> str:
     """Return the names of the calibration sources, those of a mixture with their weights."""
     sources = report.config.resolved_calibration.mixture
     if len(sources) == 1:
-        return f"`{public_reference(sources[0].source)}`"
+        return code(public_reference(sources[0].source))
     return ", ".join(
-        f"`{public_reference(part.source)}` (weight {part.weight:.3g})" for part in sources
+        f"{code(public_reference(part.source))} (weight {part.weight:.3g})" for part in sources
     )
 
 

@@ -12,6 +12,7 @@ from markupsafe import Markup
 from intraslice_core.plan import LayerPlan, ModelPlan
 from intraslice_core.reports.formatting import rendered, short
 from intraslice_core.reports.quantities import percent
+from intraslice_core.reports.references import model_name
 from intraslice_core.reports.schema import CompressionReport, SpectrumReport
 
 
@@ -115,7 +116,7 @@ def shape_plot(report: CompressionReport, *, inline: bool = False) -> Markup:
         _SHAPE_MARGINS,
         (layers * step, len(rows) * (SHAPE_ROW + _SHAPE_GAP)),
         inline=inline,
-        title=f"{report.model.rsplit('/', 1)[-1]}: retained size by layer",
+        title=f"{model_name(report.model)}: retained size by layer",
         subtitle=_shape_subtitle(report),
         rows=rows,
         ticks=[

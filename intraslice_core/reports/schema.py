@@ -470,7 +470,7 @@ class CompressionReport(FrozenModel):
         description="True if every calibration sequence begins with the tokenizer's prefix.",
     )
     seconds: float = Field(
-        description="Seconds of work on the run, over all attempts on the machine, without pauses."
+        description="Seconds of work without pauses, over all attempts here that were not killed."
     )
     peak_memory_bytes: int | None = None
     device: str | None = Field(default=None, description="Class of the device that compressed.")

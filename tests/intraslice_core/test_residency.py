@@ -15,6 +15,7 @@ from intraslice_core.config import CalibrationConfig, CompressionConfig
 from intraslice_core.cost_model import stage_bytes
 from intraslice_core.cost_model.memory import PROCESS_BYTES
 from intraslice_core.device import DeviceMemory, HostMemory
+from intraslice_core.host_limit import sharing_host
 from intraslice_core.plan import ModelGeometry
 from intraslice_core.residency import DEVICE_SHARE, place_hidden_states, place_models
 
@@ -110,10 +111,22 @@ def test_a_cpu_factorises_in_place_by_the_limit_of_its_memory(
     placement = place_hidden_states(GEOMETRY, CONFIG, torch.device("cpu"), (2, 2), None)
     assert placement.in_place
     assert placement.message is not None
-    assert f"the host has {limit / 1e9:.2f} GB" in placement.message
+    assert f"{limit / 1e9:.2f} GB of the host are for this run" in placement.message
     # Hidden states in files leave enough for copies.
     files = place_hidden_states(GEOMETRY, CONFIG, torch.device("cpu"), (2, 2), Path("states"))
     assert not files.in_place
+
+
+def test_runs_that_share_a_host_count_on_equal_parts_of_its_memory(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    enough = int((PROCESS_BYTES + NEEDED) / DEVICE_SHARE) + 1
+    monkeypatch.setattr(residency, "host_memory_bytes", lambda: 2 * enough)
+    cpu = torch.device("cpu")
+    for runs, in_place in ((2, False), (3, True)):
+        with sharing_host(runs):
+            placement = place_hidden_states(GEOMETRY, CONFIG, cpu, (2, 2), None)
+        assert placement.in_place == in_place
 
 
 def test_models_of_a_cpu_stay_on_it() -> None:

@@ -17,7 +17,7 @@ from safetensors import safe_open
 from intraslice_core import pipeline
 from intraslice_core.allocation.search import TrialCompression
 from intraslice_core.config import CalibrationConfig, CompressionConfig
-from intraslice_core.errors import CompressionCancelledError
+from intraslice_core.errors import CompressionCancelledError, NumericalError
 from intraslice_core.layer_compressor import LayerCompressor
 from intraslice_core.methods import METHODS
 from intraslice_core.progress import ignore_progress, never_cancelled
@@ -358,6 +358,17 @@ def test_the_reported_seconds_are_those_of_all_attempts_without_the_pause(
     started = time.perf_counter()
     report = attempt(never_cancelled)
     assert 0.0 < before < report.seconds < before + time.perf_counter() - started
+
+
+def test_the_work_of_an_attempt_that_failed_counts(tmp_path: Path) -> None:
+    run = Run(
+        on_progress=ignore_progress,
+        should_cancel=never_cancelled,
+        resume_state=ResumeState(directory=tmp_path),
+    )
+    with pytest.raises(NumericalError), run.counting_work("key"):
+        raise NumericalError("a factorisation failed")
+    assert ResumeState(directory=tmp_path).worked_seconds("key") > 0.0
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, Page
+from playwright.sync_api import Browser, Page, Route
 from typer.testing import CliRunner
 
 from app.api.schemas import JobCreate
@@ -146,6 +146,18 @@ def test_pauses_are_not_work(page: Page) -> None:
 def test_places_in_line_are_ordinal_numbers(page: Page) -> None:
     texts = call(page, "views/jobs/line.js", "a.map(m.ordinal)", 1, 2, 3, 4, 11, 12, 21, 113)
     assert texts == ["1st", "2nd", "3rd", "4th", "11th", "12th", "21st", "113th"]
+
+
+def test_lists_in_parts_are_read_to_their_end(page: Page) -> None:
+    def answer(route: Route) -> None:
+        after = int(route.request.url.rpartition("=")[2])
+        data = [{"sequence": after + 1}, {"sequence": after + 2}]
+        route.fulfill(json={"data": data, "has_more": after < 4})
+
+    page.route("**/v1/jobs/job/logs*", answer)
+    read = "m.entriesAfter('/v1/jobs/job/logs', 0, new AbortController().signal)"
+    entries = call(page, "api.js", f"await {read}")
+    assert [entry["sequence"] for entry in entries] == [1, 2, 3, 4, 5, 6]
 
 
 def test_the_log_has_events_and_lines_in_one_order(page: Page) -> None:

@@ -14,6 +14,7 @@ from structlog.testing import capture_logs
 from intraslice_core import pipeline
 from intraslice_core.config import CompressionConfig, EvaluationConfig
 from intraslice_core.errors import NumericalError, OutOfDeviceMemoryError
+from intraslice_core.host_limit import runs_at_once
 from intraslice_core.progress import ProgressEvent, Stage
 from tests.intraslice_core.tiny_models import tiny_llama
 from workers.child import Child
@@ -54,6 +55,20 @@ def test_a_task_without_the_extra_names_the_extra(
     message = last_message(out)
     assert (message.code, message.field) == ("missing_extra", "evaluation.tasks")
     assert message.hint == 'pip install "intraslice[eval]"'
+
+
+def test_jobs_that_run_at_once_count_on_equal_parts_of_the_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counted: list[int] = []
+
+    def compress(*_arguments: object, **_options: object) -> None:
+        counted.append(runs_at_once())
+        raise NumericalError("enough was seen")
+
+    monkeypatch.setattr(pipeline, "compress_model", compress)
+    Child(io.BytesIO()).run(request(tmp_path).model_copy(update={"jobs_at_once": 2}))
+    assert counted == [2]
 
 
 def test_a_stop_before_the_start_is_a_cancellation(tmp_path: Path) -> None:

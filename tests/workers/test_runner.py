@@ -32,7 +32,7 @@ from app.settings import Settings
 from intraslice_core.config import CompressionConfig
 from intraslice_core.progress import ProgressEvent, Stage
 from tests.app.builders import claim_job, in_state, queued, running, succeeded, weights_on_disk
-from tests.app.fleets import enqueue, gpu, register, slots
+from tests.app.fleets import cpu, enqueue, gpu, register, slots
 from workers import progress_journal, runner
 from workers.child_process import ChildProcess, kill_all_children
 from workers.messages import ChildRequest
@@ -387,6 +387,15 @@ def test_a_jobs_process_sees_the_gpu_of_its_slot_alone(
     assert (request.compression.device, request.visible_devices) == (expected, visible)
     assert seen == visible
     assert job.compression.device == device, "the job keeps what was asked for"
+
+
+def test_a_jobs_process_knows_how_many_jobs_share_the_memory_of_its_host(
+    resources: Resources,
+) -> None:
+    enqueue(resources, device="cpu")
+    slot = Slot(number=0, device=cpu(64, jobs_at_once=3), visible_devices="")
+    _, request, _ = recorded(resources, slot, "tell_devices")
+    assert request.jobs_at_once == 3
 
 
 def test_a_job_admitted_before_indices_were_rejected_runs_on_the_only_gpu_that_it_sees(

@@ -48,6 +48,17 @@ def test_without_a_registry_there_is_nowhere_to_hand_off(
     assert "INTRASLICE_HANDOFF_HUB_NAMESPACE" in problem["message"]
 
 
+def test_the_address_of_a_hub_is_shown_without_its_password(
+    settings: Settings, resources: Resources
+) -> None:
+    job = in_state(resources, State.SUCCEEDED)
+    endpoint = "https://someone:secret@hub.example.com/"
+    with TestClient(create_app(with_hub(settings, handoff_hub_endpoint=endpoint))) as client:
+        listed = client.get(f"/v1/jobs/{job.id}/hand-offs")
+    assert listed.json()["places"][1]["url"] == "https://hub.example.com"
+    assert "secret" not in listed.text
+
+
 def test_a_succeeded_job_is_handed_off_on_request(settings: Settings, resources: Resources) -> None:
     job = in_state(resources, State.SUCCEEDED)
     url = f"/v1/jobs/{job.id}/hand-offs"

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from intraslice_core.errors import ConfigurationError
+from intraslice_core.errors import ConfigurationError, NumericalError
 from intraslice_core.evaluation.generation import Continuation, Decoding, continue_prompt
 from intraslice_core.evaluation.loaded_models import load_model
 from tests.intraslice_core.tiny_models import tiny_llama, tiny_tokenizer
@@ -77,6 +78,19 @@ def test_an_end_is_told_from_the_limit(tmp_path: Path) -> None:
     )
     ended = continued(directory)
     assert (ended.new_tokens, ended.stopped) == (1, True)
+
+
+@pytest.mark.parametrize("temperature", [None, 1.0])
+def test_logits_that_are_no_numbers_give_an_error_instead_of_a_text(
+    tmp_path: Path, temperature: float | None
+) -> None:
+    directory = tiny_llama(tmp_path / "model")
+    weights = load_file(directory / "model.safetensors")
+    weights["model.norm.weight"].fill_(torch.nan)
+    save_file(weights, directory / "model.safetensors", {"format": "pt"})
+    decoding = {} if temperature is None else {"temperature": temperature}
+    with pytest.raises(NumericalError, match="logits of the model contain NaN"):
+        continued(directory, **decoding)
 
 
 @pytest.mark.parametrize(

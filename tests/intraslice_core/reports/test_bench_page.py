@@ -73,3 +73,16 @@ def test_a_common_domain_is_named_and_hostile_names_are_escaped() -> None:
     assert "Perplexity on pydoc (out-of-domain) by" in page
     assert "Perplexity on pydoc by" in bench_page(comparison(("out", "in")))
     assert HOSTILE not in page
+
+
+def test_texts_of_this_machine_are_named_without_their_directories() -> None:
+    report, own = comparison(), {"text": "/srv/texts/corpus.txt"}
+    points = [
+        point.model_copy(update={"perplexity": [score.model_copy(update=own)]})
+        for point in report.points
+        for score in point.perplexity
+    ]
+    page = bench_page(report.model_copy(update={"points": tuple(points)}))
+    assert "Perplexity on corpus.txt (out-of-domain) by" in page
+    assert "perplexity, corpus.txt" in page
+    assert "/srv" not in page

@@ -165,6 +165,17 @@ def test_a_chart_reaches_no_further_than_itself() -> None:
     assert not re.search(r"\bid=|href|style|url\(|<defs|<metadata", svg)
 
 
+def test_dollar_signs_in_names_are_no_formulas() -> None:
+    names = ("from $5 to $10", "$\\unknown{$")
+    svg = draw(chart(*(series(name, (0, number)) for number, name in enumerate(names))))
+    assert set(names) <= set(texts(svg))
+
+
+def test_drawing_registers_no_names_while_others_write(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(ElementTree, "register_namespace")
+    assert draw(chart(series("error", (0, 1)))).startswith("<svg xmlns=")
+
+
 def test_equal_charts_are_equal_bytes() -> None:
     drawn = chart(series("error", (0, 1), (1, 2)))
     assert draw(drawn) == draw(drawn)

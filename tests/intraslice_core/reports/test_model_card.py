@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -119,6 +120,27 @@ def test_no_path_of_this_machine_is_in_the_card(tmp_path: Path, model: str) -> N
     assert str(tmp_path) not in content
     assert "DIRECTORY" not in content
     assert written.data.base_model == ("org/Small-1B" if model.startswith("hub:") else None)
+
+
+def test_names_and_warnings_bring_no_markup(tmp_path: Path) -> None:
+    hostile = "<img src=x>|`<i>"
+    texts = (perplexity(f"{PRIVATE}/{hostile}", 12.0, domain="out"),)
+    content = measured(
+        model=f"{PRIVATE}/{hostile}",
+        evaluation=EvaluationReport(perplexity=texts),
+        warnings=("tensor <img src=x> is not used: see `a<b`", "\\`<i>`\n# heading"),
+        base_licence="<i>",
+    )
+    text = card(tmp_path, content).text
+    # Backslashes that stand for themselves do not take the meaning of what follows.
+    plain = text.replace("\\\\", "")
+    outside_code = re.sub(r"```.*?```|(?<!\\)`[^`\n]*`", "", plain, flags=re.DOTALL)
+    assert not re.search(r"(?<!\\)<", outside_code)
+    assert "see `a<b`." in text
+    assert "\\<img src=x>\\|\\`\\<i>" in text
+    assert "\n# heading" not in text
+    (row,) = (line for line in text.splitlines() if line.startswith("| perplexity on"))
+    assert len(re.findall(r"(?<!\\)\|", row)) == 4
 
 
 def test_samples_stay_in_their_blocks(tmp_path: Path) -> None:

@@ -111,6 +111,11 @@ def test_names_are_escaped_and_the_plot_is_self_contained() -> None:
     assert document.count("http") == 1
 
 
+def test_the_title_names_the_model_without_its_revision() -> None:
+    root = ElementTree.fromstring(shape_plot(report(model=f"hub:org/small@{'0' * 40}")))
+    assert root.findtext(f"{SVG}title") == "small: retained size by layer"
+
+
 @pytest.mark.parametrize("layers", [1, 2, 30, 126])
 def test_bars_stay_within_the_plot_at_any_depth(layers: int) -> None:
     deep = report().model_copy(

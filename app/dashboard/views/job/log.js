@@ -70,9 +70,11 @@ export function Log({ job, events, lines }) {
   const entries = logEntries(events, lines);
   const shown = entries.filter((entry) => LEVELS.indexOf(entry.level) >= LEVELS.indexOf(least));
   const text = () => shown.map(entryText).join("\n");
+  // Not their number, which stays the same once the oldest make room for new ones.
+  const newest = shown.length ? shown[shown.length - 1].sequence : 0;
   useEffect(() => {
     if (follow && box.current) box.current.scrollTop = box.current.scrollHeight;
-  }, [shown.length, follow]);
+  }, [newest, follow]);
   return html`<details class="card" open><summary>Log <span class="dim small">${entries.length} ${entries.length === 1 ? "line" : "lines"}</span></summary>
     <div class="body stack">
       <div class="actions">

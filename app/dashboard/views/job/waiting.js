@@ -9,7 +9,7 @@ import { ordinal } from "../jobs/line.js";
 /** @type {Record<string, [string, string]>} states in which no worker works on the job */
 const STATES = {
   paused: ["Paused.", "Finished layers are kept. Resume continues from there."],
-  pausing: ["Pausing.", "The worker stops within a few seconds."],
+  pausing: ["Pausing.", "The worker stops at the next point from which the job can resume, usually within a minute."],
   cancelling: ["Cancelling.", "The worker stops within a few seconds."],
 };
 

@@ -142,6 +142,8 @@ class BatchSize:
     """Name of the size in warnings."""
     lower: str = "compression.calibration.sequence_length"
     """Setting to lower where a single sequence does not fit."""
+    is_fixed: bool = False
+    """Flag to fail at once, for ranks whose attempts must not differ."""
     size: int = field(init=False)
 
     def __post_init__(self) -> None:
@@ -158,14 +160,14 @@ class BatchSize:
                 gives the result of a run that began with the smaller size.
 
         Raises:
-            OutOfDeviceMemoryError: if a batch of one sequence does not fit.
+            OutOfDeviceMemoryError: if a batch of one sequence does not fit, or the size is fixed.
         """
         while True:
             try:
                 with out_of_memory_reported(self.lower):
                     return attempt(self.size)
             except OutOfDeviceMemoryError:
-                if self.size == 1:
+                if self.size == 1 or self.is_fixed:
                     raise
             # After the handler, so that no traceback keeps tensors.
             _release_memory()

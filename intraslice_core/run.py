@@ -43,6 +43,7 @@ from intraslice_core.progress import (
     shares_of,
     stage_shares,
 )
+from intraslice_core.ranks import ALONE, Ranks
 from intraslice_core.reports.schema import LayerReport
 from intraslice_core.resume_state import ResumeState
 from intraslice_core.stage_speeds import StageSpeeds, expected_seconds
@@ -106,6 +107,8 @@ class Run:
     dense_scores: DenseScores | None = None
     offload_dir: Path | None = None
     """Directory that holds hidden states instead of memory."""
+    ranks: Ranks = ALONE
+    """Ranks that share the work with this one."""
     verify: bool = True
     uploads: bool = False
     """The caller uploads the result, which has a share in the progress."""
@@ -201,6 +204,7 @@ class Run:
         Raises:
             CompressionCancelledError: if the run is to stop.
         """
+        self.ranks.raise_if_failed()
         raise_if_cancelled(self.should_cancel)
         begin, end = self.shares[stage]
         fraction = begin + (end - begin) * min(max(done, 0.0), 1.0)

@@ -1,4 +1,4 @@
-"""The tests with pretended devices pass, each file in a process of its own.
+"""The tests with pretended devices pass in processes of their own.
 
 A process must know of a pretended device before its first backward pass. To see single results:
 
@@ -24,16 +24,18 @@ FILES = sorted(
     for directory in DIRECTORIES
     for file in directory.glob("test_*.py")
 )
+HALVES = {"even files": FILES[::2], "odd files": FILES[1::2]}
+"""One process for each core: a process for each file would import torch eight times."""
 _SECONDS = 240
-"""Longest duration of all of them together on two busy cores."""
+"""Longest duration of each half on two busy cores."""
 
 
-@pytest.mark.parametrize("file", FILES)
-def test_a_file_passes_in_a_process_of_its_own(file: str) -> None:
+@pytest.mark.parametrize("half", HALVES)
+def test_the_files_pass_in_processes_of_their_own(half: str) -> None:
     environment = {
         name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")
     }
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", file]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *HALVES[half]]
     done = subprocess.run(
         command,
         cwd=REPOSITORY,

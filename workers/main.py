@@ -29,7 +29,7 @@ from workers.devices import find_slots, host_memory_bytes
 from workers.heartbeat import heartbeat
 from workers.job_slots import JobSlots
 from workers.periodic_tasks import MaintenanceTask, MaintenanceThread, PollingThread
-from workers.stopping import stopping_signals
+from workers.stopping import hand_over_to_celery, stopping_signals
 from workers.telemetry import celery_outages, metrics_server
 
 _log = get_logger(__name__)
@@ -57,12 +57,14 @@ def run_worker(settings: Settings) -> None:
     slots = find_slots(settings)
     resources = open_resources(settings, signs=True, jobs_at_once=len(slots))
     try:
-        with stopping_signals() as stopped, heartbeat(settings, "worker", (), stopped) as waiting:
-            waiting.start()
-            deployment_id = wait_for_servers(resources, stopped)
-        if deployment_id is not None:
-            with celery_outages(settings.broker_url):
-                _run_celery(resources, owner, deployment_id, slots)
+        with stopping_signals() as stopped:
+            with heartbeat(settings, "worker", (), stopped) as waiting:
+                waiting.start()
+                deployment_id = wait_for_servers(resources, stopped)
+            if deployment_id is not None:
+                hand_over_to_celery(resources.celery, stopped)
+                with celery_outages(settings.broker_url):
+                    _run_celery(resources, owner, deployment_id, slots)
     finally:
         resources.close()
         stop_tracing()

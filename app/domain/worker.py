@@ -49,7 +49,7 @@ def requested_device(name: str) -> DeviceChoice:
 
 @dataclass(frozen=True, kw_only=True)
 class Requirement:
-    """What a job requires of a device."""
+    """Kind, dtype and memory of the devices that can run a job."""
 
     device: DeviceChoice
     dtype: str
@@ -114,7 +114,7 @@ class Slot:
 
 @dataclass(frozen=True, kw_only=True)
 class Registration:
-    """What a worker registers."""
+    """Devices and host memory of a worker, as it registers them."""
 
     id: str
     """Owner of the worker's leases."""

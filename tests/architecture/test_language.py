@@ -141,6 +141,18 @@ def test_variables_are_named_for_the_thing() -> None:
     )
 
 
+@cache
+def names(file: Path) -> tuple[tuple[int, str], ...]:
+    """Return the line and text of every identifier; a parsed file serves all patterns."""
+    return tuple(identifiers(file))
+
+
+@cache
+def prose(file: Path) -> tuple[tuple[int, str], ...]:
+    """Return the line and text of every docstring and comment."""
+    return (*docstrings(file), *comments(file))
+
+
 @pytest.mark.parametrize("retired", RETIRED_NAMES)
 def test_retired_names_stay_retired(retired: str) -> None:
     pattern = re.compile(retired)
@@ -148,7 +160,7 @@ def test_retired_names_stay_retired(retired: str) -> None:
         {
             f"{place(file, line)} {name}"
             for file in python_files()
-            for line, name in identifiers(file)
+            for line, name in names(file)
             if pattern.search(name)
         }
     )
@@ -161,7 +173,7 @@ def test_retired_phrases_stay_retired(retired: str) -> None:
     places = [
         f"{place(file, line)} {text.strip().splitlines()[0][:80] if text.strip() else ''}"
         for file in python_files()
-        for line, text in (*docstrings(file), *comments(file))
+        for line, text in prose(file)
         if pattern.search(text)
     ]
     assert not places, f"Write {RETIRED_PHRASES[retired]!r} instead:{listed(places)}"

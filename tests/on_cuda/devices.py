@@ -26,7 +26,7 @@ from intraslice_core.run import OpenedModel, Run
 from tests.pretend_cuda.log import DeviceLog
 
 REAL = os.environ.get("INTRASLICE_TEST_DEVICE") == "cuda" and torch.cuda.is_available()
-"""Whether the device is a real one."""
+"""True for tests on a real GPU, False on a pretended one."""
 if not REAL:
     # Before the first backward pass of the process. Not on a real one, as torch knows a single
     # accelerator.
@@ -39,6 +39,8 @@ HOST_WORK: Mapping[str, str] = MappingProxyType(
     {
         "intraslice_core/sensitivity/hypernetwork.py": "a recurrent network of 64 units; its draws "
         "come from a generator of the host, so that they do not depend on the device",
+        "intraslice_core/modeling/components_intraslice.py": "the reference of the verification, "
+        "which is computed in float32 on the host",
     }
 )
 """Files that may multiply or factorise matrices on the host, and why."""

@@ -99,10 +99,8 @@ class Batches:
 @pytest.mark.parametrize(
     "changes",
     [
-        {"method": "intraslice", "allocation": "uniform"},
         {"method": "fusegpt"},
         {"method": "slicegpt"},
-        {"method": "disp"},
     ],
     ids=lambda changes: changes["method"],
 )

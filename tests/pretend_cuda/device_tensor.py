@@ -42,7 +42,7 @@ def _described(size: int) -> str:
 
 
 class Memory:
-    """What is allocated on one device."""
+    """Allocated bytes of one device."""
 
     def __init__(self, index: int, capacity: int) -> None:
         self.index = index
@@ -201,7 +201,7 @@ class DeviceTensor(Tensor):
 
 
 def held_by(tensor: Tensor) -> Tensor:
-    """What the CPU computes with."""
+    """Values on the CPU, with which everything is computed."""
     return tensor._held if isinstance(tensor, DeviceTensor) else tensor
 
 

@@ -18,7 +18,7 @@ _FOREIGN = (os.sep + "site-packages" + os.sep, os.sep + "dist-packages" + os.sep
 
 @dataclass
 class DeviceLog:
-    """What happened on the device and beside it; places are `file:line function`."""
+    """Copies, waits, host work and memory of a device; places are `file:line function`."""
 
     copies: Counter[tuple[Direction, str]] = field(default_factory=Counter)
     copied_bytes: Counter[tuple[Direction, str]] = field(default_factory=Counter)

@@ -115,6 +115,11 @@ class _Module(SimpleNamespace):
     """`torch.pretendcuda`, which torch looks for."""
 
 
+def _generator() -> torch.Generator:
+    """Return the first device's random numbers, the host's while no device is there."""
+    return ACTIVE[-1].generators[0] if ACTIVE else torch.default_generator
+
+
 def _register() -> None:
     """Tell torch's core of the device; once in a process, and for all of its life."""
     if hasattr(torch, BACKEND):
@@ -125,6 +130,8 @@ def _register() -> None:
         current_device=lambda: 0,
         device_count=lambda: 1,
         manual_seed_all=lambda seed: None,
+        get_rng_state=lambda device=0: _generator().get_state(),
+        set_rng_state=lambda state, device=0: _generator().set_state(state),
         _is_in_bad_fork=lambda: False,
         _lazy_init=lambda: None,
     )

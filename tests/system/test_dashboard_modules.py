@@ -188,6 +188,36 @@ def test_the_verdict_follows_the_worst_unseen_text(
     assert "30.0 % smaller" in verdict["text"]
 
 
+@pytest.mark.parametrize(
+    ("stderr", "title"),
+    [(0.01, "Strong quality loss."), (0.05, "Small quality loss.")],
+    ids=["more than its standard errors", "within its standard errors"],
+)
+def test_the_verdict_counts_the_task_that_retains_least(
+    page: Page, stderr: float, title: str
+) -> None:
+    result = {"params_before": 1000, "params_after": 700, "speedup": None}
+    task = {
+        "task": "piqa",
+        "metric": "acc",
+        "higher_is_better": True,
+        "dense": 0.5,
+        "compressed": 0.4,
+        "dense_stderr": stderr,
+        "compressed_stderr": stderr,
+    }
+    texts = [{"text": "pycode", "domain": "out", "dense": 10.0, "compressed": 11.0}]
+    verdict = call(
+        page,
+        "views/job/verdict.js",
+        "m.verdict(a[0], a[1], new Map())",
+        {"result": result},
+        {"perplexity": texts, "tasks": [task]},
+    )
+    assert verdict["title"] == title
+    assert ("piqa keeps 80.0 % of the original's acc" in verdict["text"]) == (stderr == 0.01)
+
+
 def test_serving_memory_is_weights_and_cache(page: Page) -> None:
     report = samples.report()
     memory = call(

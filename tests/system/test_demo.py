@@ -23,6 +23,10 @@ pytestmark = [
 DEMO = [sys.executable, "examples/demo.py"]
 
 
+def accept_interrupts() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def leftovers() -> set[Path]:
     return set(Path(tempfile.gettempdir()).glob("intraslice-demo-*"))
 
@@ -43,7 +47,11 @@ def test_ctrl_c_during_a_job_leaves_nothing_behind(tmp_path: Path) -> None:
     before = leftovers()
     output = tmp_path / "output"
     with output.open("wb") as file:
-        demo = subprocess.Popen(DEMO, cwd=REPOSITORY, stdout=file, stderr=file)
+        # A session that was started in the background of a script ignores SIGINT, and so would
+        # its children.
+        demo = subprocess.Popen(
+            DEMO, cwd=REPOSITORY, stdout=file, stderr=file, preexec_fn=accept_interrupts
+        )
     deadline = time.monotonic() + 180
     while "is queued" not in output.read_text() and time.monotonic() < deadline:
         assert demo.poll() is None, output.read_text()

@@ -228,6 +228,22 @@ def test_a_worker_ends_when_its_database_becomes_another_deployments(
     assert "deployment_replaced" in log.read_text()
 
 
+STOPPED_WHILE_CELERY_STARTS = f"""
+import os, signal
+from celery.signals import celeryd_after_setup
+# Celery sends this signal before it installs its handlers.
+celeryd_after_setup.connect(lambda **_: os.kill(os.getpid(), signal.SIGTERM), weak=False)
+{SCRIPT}
+"""
+
+
+def test_a_signal_while_celery_starts_stops_the_worker(settings: Settings, tmp_path: Path) -> None:
+    log = tmp_path / "worker.log"
+    with worker(settings, log, STOPPED_WHILE_CELERY_STARTS) as process:
+        assert process.wait(30) == 0, log.read_text()[-3000:]
+    assert "worker_stopped" in log.read_text()
+
+
 def test_queued_jobs_run_while_the_broker_is_away(
     client: TestClient, settings: Settings, tmp_path: Path
 ) -> None:

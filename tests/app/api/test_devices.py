@@ -69,8 +69,8 @@ def test_a_queued_job_says_why_no_worker_can_run_it(
     (listed,) = client.get("/v1/jobs").json()["data"]
     assert listed["waiting"] == expected
     register(resources, "large", gpu(80))
-    known = {"if-none-match": shown.headers["etag"]}
-    again = client.get(f"/v1/jobs/{job.id}", headers=known)
+    headers = {"if-none-match": shown.headers["etag"]}
+    again = client.get(f"/v1/jobs/{job.id}", headers=headers)
     assert (again.status_code, again.json()["waiting"]) == (200, None)
 
 

@@ -15,9 +15,9 @@ def test_frequencies_are_the_probabilities_of_the_likeliest_tokens() -> None:
     draws = 20_000
     uniforms = random_numbers(0, 0, draws)
     counts = np.bincount(sample(logits.expand(draws, -1), uniforms, top_k=3), minlength=5)
-    kept = torch.tensor([1.0, 3.0, -torch.inf, 2.0, -torch.inf]).double().softmax(-1)
+    expected = torch.tensor([1.0, 3.0, -torch.inf, 2.0, -torch.inf]).double().softmax(-1)
     # Three standard deviations of the most uncertain count.
-    assert np.abs(counts / draws - kept.numpy()).max() < 3 * 0.5 / draws**0.5
+    assert np.abs(counts / draws - expected.numpy()).max() < 3 * 0.5 / draws**0.5
     assert counts[2] == counts[4] == 0
 
 

@@ -12,7 +12,7 @@ from intraslice_core.reports.references import (
     without_paths,
 )
 
-SNAPSHOT = "/root/.cache/huggingface/hub/models--org--Small-1B/snapshots/" + "0f" * 20
+SNAPSHOT = "/home/user/.cache/huggingface/hub/models--org--Small-1B/snapshots/" + "0f" * 20
 
 
 @pytest.mark.parametrize(

@@ -122,11 +122,10 @@ def test_the_documentation_has_the_thresholds() -> None:
             assert float(score) == threshold.min_task_ratio
 
 
-@pytest.mark.skipif(not DASHBOARD.exists(), reason="this dashboard writes no verdict")
 def test_the_dashboard_has_the_same_levels() -> None:
     table = DASHBOARD.read_text().partition("LEVELS = [")[2].partition("];")[0]
-    levels = re.findall(r'\[([\d.]+|Infinity), "([^"]+)\.", "(\w+)"\]', table)
-    assert [(float(ratio), title, tone) for ratio, title, tone in levels] == [
-        (threshold.max_perplexity_ratio, threshold.title, threshold.tone)
+    levels = re.findall(r'\[([\d.]+|Infinity), (-?[\d.]+|-Infinity), "([^"]+)\.", "(\w+)"\]', table)
+    assert [(float(most), float(least), title, tone) for most, least, title, tone in levels] == [
+        (threshold.max_perplexity_ratio, threshold.min_task_ratio, threshold.title, threshold.tone)
         for threshold in THRESHOLDS
     ]

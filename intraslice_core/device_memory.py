@@ -164,7 +164,7 @@ class BatchSize:
         """
         while True:
             try:
-                with out_of_memory_reported(self.lower):
+                with out_of_memory_reported(self._setting_to_lower):
                     return attempt(self.size)
             except OutOfDeviceMemoryError:
                 if self.size == 1 or self.is_fixed:
@@ -173,6 +173,11 @@ class BatchSize:
             _release_memory()
             self._halve()
             undo()
+
+    @property
+    def _setting_to_lower(self) -> str:
+        """Return the setting that decides how much memory the next attempt of a run needs."""
+        return self.setting if self.is_fixed and self.size > 1 else self.lower
 
     def _halve(self) -> None:
         before, self.size = self.size, self.size // 2

@@ -138,7 +138,7 @@ class LayerLoop:
         self._dense_states = _dense_states(work, tokens, left_out)
         self._resume_state = work.resume_state
         self._key = work.key(
-            config=work.config.model_dump(mode="json", exclude={"recover"}),
+            config=work.config.model_dump(mode="json", exclude={"devices", "recover"}),
             method=asdict(work.method),
             tokens=calibration_hash(tokens),
             prefix=work.prefix,

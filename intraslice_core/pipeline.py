@@ -21,7 +21,6 @@ from intraslice_core.allocation.rounding import require_rounding
 from intraslice_core.allocation.shapes import (
     SENSITIVITY_SHARE,
     AllocationContext,
-    SensitivityCache,
     Shapes,
     choose_shapes,
 )
@@ -64,6 +63,7 @@ from intraslice_core.families.positions import learned_positions, require_length
 from intraslice_core.families.wrappers import describe_result, require_wrapper_budget
 from intraslice_core.files import require_free_output, require_writable_directory
 from intraslice_core.finetuning.recover import recover_staged
+from intraslice_core.launcher import current_launch
 from intraslice_core.layer_loop import CompressionWork, LayerLoop
 from intraslice_core.methods import fixed_method, refit_warnings
 from intraslice_core.plan import dense_parameters, total_parameters
@@ -89,14 +89,16 @@ from intraslice_core.publication import (
 from intraslice_core.rank_connection import (
     connected_ranks,
     of_largest_share,
+    require_launched_devices,
     require_sequences,
 )
+from intraslice_core.rank_processes import RankRequest, run_on_ranks
 from intraslice_core.ranks import MAIN
 from intraslice_core.reports.schema import CompressionReport
 from intraslice_core.residency import place_hidden_states
 from intraslice_core.residual_loop import ResidualLoop
 from intraslice_core.result_form import result_form, sliced_config
-from intraslice_core.resume_state import FinishedLayer, ResumeState, ignore_saved
+from intraslice_core.resume_state import FinishedLayer, ResumeState
 from intraslice_core.run import OpenedModel, Run
 from intraslice_core.run_texts import read_training_text, shared_calibration_text
 from intraslice_core.scratch import scratch_directory, staging_directory
@@ -125,6 +127,8 @@ def compress_model(  # noqa: PLR0913  # one call is the whole engine
 ) -> CompressionReport:
     """Compress a model into a directory that transformers loads.
 
+    With several devices, a process for each of them is started, unless a launcher already has.
+
     Args:
         model: a directory of safetensors, a `.gguf` file, `hub:org/name[@revision]` or
             `package:NAME`.
@@ -149,6 +153,23 @@ def compress_model(  # noqa: PLR0913  # one call is the whole engine
     Raises:
         IntraSliceError: one of the tree in `errors.py`; nothing is left in `out`.
     """
+    require_launched_devices(config)
+    if config.devices > 1 and current_launch() is None:
+        request = RankRequest(
+            model=model,
+            out=out,
+            config=config,
+            evaluation=evaluation,
+            limits=limits,
+            work_dir=work_dir,
+            statistics_cache=statistics_cache,
+            resume_state=resume_state,
+            offload_dir=offload_dir,
+            speeds=speeds,
+            verify=verify,
+            uploads=uploads,
+        )
+        return run_on_ranks(request, on_progress=on_progress, should_cancel=should_cancel)
     bound_allocator()
     with connected_ranks(resolve_device(config.device)) as ranks:
         reset_peak_memory(resolve_device(ranks.device_name(config.device)))
@@ -301,7 +322,8 @@ def _compress_checkpoint(
         if evaluation is not None:
             room += dense_output_bytes(work.geometry, evaluation, work.dtype.itemsize)
         ensure_disk_space(staged, room)
-        machine = f"{device_class(work.device)} {work.dtype} {config.method}"
+        devices = "" if run.ranks.is_alone else f"{run.ranks.count} x "
+        machine = f"{devices}{device_class(work.device)} {work.dtype} {config.method}"
         rates = machine_rates(gpu_class_of(work.device), work.dtype.itemsize)
         run.expect(work.geometry, config, evaluation, work.stored_dtype.itemsize, machine, rates)
         if evaluation is not None:
@@ -384,27 +406,12 @@ def _shape_work(work: CompressionWork, run: Run) -> AllocationContext:
         budget=work.budget,
         device=work.device,
         stored_dtype=work.stored_dtype,
-        cache=_sensitivity_cache(run),
+        cache=run.sensitivity_cache,
         key=work.key,
         batch=work.batch,
         resume_state=work.resume_state,
         prefix_length=len(work.prefix),
         before_batch=before_batch,
-    )
-
-
-def _sensitivity_cache(run: Run) -> SensitivityCache | None:
-    """Return the place for the sensitivity: shared between runs, or of this run alone."""
-    if run.statistics_cache is not None:
-        cache = run.statistics_cache
-        return SensitivityCache(
-            directory=cache.directory, has_room=cache.has_room, on_saved=ignore_saved
-        )
-    if run.resume_state is None:
-        return None
-    state = run.resume_state
-    return SensitivityCache(
-        directory=state.directory, has_room=lambda _: True, on_saved=state.on_saved
     )
 
 

@@ -177,12 +177,39 @@ def require_sequences(ranks: Ranks, config: CompressionConfig) -> None:
         )
 
 
-def require_single_process(activity: str) -> None:
-    """Raise if a launcher has started several processes for something that a single one does.
+def require_launched_devices(config: CompressionConfig) -> None:
+    """Raise if a launcher has started another number of processes than there are to be devices.
+
+    Raises:
+        ConfigurationError: naming the field.
+    """
+    launch = current_launch()
+    if launch is not None and config.devices not in (1, launch.count):
+        raise ConfigurationError(
+            f"{config.devices} devices were requested, but the launcher has started "
+            f"{launch.count} processes",
+            field="devices",
+            hint="leave devices out: every process of a launcher has a device",
+        )
+
+
+def require_single_process(activity: str, devices: int = 1) -> None:
+    """Raise if several devices are to do, or a launcher has started several processes for,
+    something that a single process does.
+
+    Args:
+        activity: named in the error.
+        devices: requested number of devices.
 
     Raises:
         ConfigurationError: naming the activity.
     """
+    if devices > 1:
+        raise ConfigurationError(
+            f"{activity} runs on one device, not on {devices}",
+            field="devices",
+            hint="leave it out, or compress at one ratio by one method",
+        )
     launch = current_launch()
     if launch is not None:
         raise ConfigurationError(

@@ -11,6 +11,7 @@ import signal
 import sys
 import threading
 import traceback
+from dataclasses import replace
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -19,8 +20,6 @@ from intraslice_core.launcher import is_main_process
 from intraslice_core.pipeline import compress_model
 from intraslice_core.rank_processes import Message, RankRequest, Saved
 from intraslice_core.reports.schema import CompressionReport
-from intraslice_core.resume_state import ResumeState
-from intraslice_core.stage_speeds import StageSpeeds
 
 _PR_SET_PDEATHSIG = 1
 
@@ -53,13 +52,9 @@ class _Parent:
 
 def _compress(request: RankRequest, parent: _Parent) -> CompressionReport:
     """Run the engine with the arguments of the request."""
-    state = None
-    if request.resume_dir is not None:
-        state = ResumeState(
-            directory=request.resume_dir,
-            hidden_states_every_seconds=request.hidden_states_every_seconds,
-            on_saved=lambda name: parent.send(Saved(name=name)),
-        )
+    state = request.resume_state
+    if state is not None:
+        state = replace(state, on_saved=lambda name: parent.send(Saved(name=name)))
     return compress_model(
         request.model,
         request.out,
@@ -70,7 +65,7 @@ def _compress(request: RankRequest, parent: _Parent) -> CompressionReport:
         statistics_cache=request.statistics_cache,
         resume_state=state,
         offload_dir=request.offload_dir,
-        speeds=None if request.speeds is None else StageSpeeds(file=request.speeds),
+        speeds=request.speeds,
         verify=request.verify,
         uploads=request.uploads,
         on_progress=parent.send,

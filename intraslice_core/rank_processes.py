@@ -1,4 +1,4 @@
-"""A compression by several processes of this machine, which this process starts and watches."""
+"""A compression on several devices of this machine: starts the processes and watches them."""
 
 from __future__ import annotations
 
@@ -7,9 +7,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from multiprocessing.connection import Connection, Pipe
 from pathlib import Path
@@ -26,6 +25,7 @@ from intraslice_core.config import (
 )
 from intraslice_core.device import resolve_device
 from intraslice_core.errors import ConfigurationError, IntraSliceError, RankFailedError
+from intraslice_core.files import require_free_output
 from intraslice_core.launcher import Launch
 from intraslice_core.progress import (
     CancellationCheck,
@@ -36,6 +36,8 @@ from intraslice_core.progress import (
 )
 from intraslice_core.rank_watch import post_failure, run_prefix
 from intraslice_core.reports.schema import CompressionReport
+from intraslice_core.resume_state import ResumeState, SavedListener, ignore_saved
+from intraslice_core.stage_speeds import StageSpeeds
 from intraslice_core.statistics_cache import StatisticsCache
 
 PROGRAM = "intraslice_core.rank_main"
@@ -59,11 +61,9 @@ class RankRequest:
     limits: ModelLimits = UNLIMITED
     work_dir: Path | None = None
     statistics_cache: StatisticsCache | None = None
-    resume_dir: Path | None = None
-    hidden_states_every_seconds: float = 60.0
+    resume_state: ResumeState | None = None
     offload_dir: Path | None = None
-    speeds: Path | None = None
-    """File with the speeds of earlier runs."""
+    speeds: StageSpeeds | None = None
     verify: bool = True
     uploads: bool = False
 
@@ -80,46 +80,45 @@ Message = ProgressEvent | Saved | CompressionReport | IntraSliceError
 
 
 def run_on_ranks(
-    count: int,
     request: RankRequest,
     *,
     on_progress: ProgressListener = ignore_progress,
-    on_saved: Callable[[str], None] | None = None,
     should_cancel: CancellationCheck = never_cancelled,
 ) -> CompressionReport:
-    """Compress a model by several processes, which divide the calibration sequences among them.
+    """Compress a model on the requested number of devices, by a process for each of them.
 
-    On GPUs every process has its own one, the first `count` of those that are visible.
+    On GPUs these are the first of those that are visible. Processes on a CPU share its cores.
 
     Args:
-        count: number of processes; 1 starts a single one.
-        request: arguments of the compression.
+        request: arguments of the compression; `config.devices` is the number of processes.
         on_progress: called with every step of the main rank.
-        on_saved: called with the name of every complete file of the resume state.
         should_cancel: called several times a second; returning True stops the run.
 
     Raises:
-        ConfigurationError: if there are fewer GPUs than processes.
+        ConfigurationError: if there are fewer GPUs than requested.
         RankFailedError: if a process ends without an error of its own; another attempt may succeed,
-            and resumes from `request.resume_dir`.
+            and resumes from `request.resume_state`.
         IntraSliceError: the error of the rank that failed first.
     """
+    require_free_output(request.out)
+    count = request.config.devices
     device = resolve_device(request.config.device)
     if device.type == "cuda" and count > torch.cuda.device_count():
         raise ConfigurationError(
-            f"{count} processes need as many GPUs, but {torch.cuda.device_count()} are visible",
-            field="device",
-            hint="start fewer processes",
+            f"{count} GPUs were requested, but {torch.cuda.device_count()} are visible",
+            field="devices",
+            hint="request fewer",
         )
+    on_saved = ignore_saved
+    if request.resume_state is not None:
+        on_saved = request.resume_state.on_saved
+        silent = replace(request.resume_state, on_saved=ignore_saved)  # what can be sent
+        request = replace(request, resume_state=silent)
     processes = _Processes(count, request)
     try:
-        return processes.report(on_progress, on_saved or _ignore, should_cancel)
+        return processes.report(on_progress, on_saved, should_cancel)
     finally:
         processes.kill()
-
-
-def _ignore(_name: str) -> None:
-    """Do nothing about a saved file."""
 
 
 def _threads(count: int) -> int:
@@ -181,7 +180,7 @@ class _Processes:
     def report(
         self,
         on_progress: ProgressListener,
-        on_saved: Callable[[str], None],
+        on_saved: SavedListener,
         should_cancel: CancellationCheck,
     ) -> CompressionReport:
         """Relay messages until all processes have ended; return the report of the main rank.
@@ -206,7 +205,7 @@ class _Processes:
             raise self._error()
         return self._report
 
-    def _relay(self, on_progress: ProgressListener, on_saved: Callable[[str], None]) -> None:
+    def _relay(self, on_progress: ProgressListener, on_saved: SavedListener) -> None:
         """Handle the messages of all ranks, and notice a process that ended without an error."""
         for number, rank in enumerate(self._ranks):
             code = rank.process.poll()  # before its last messages are read

@@ -13,6 +13,7 @@ from types import MappingProxyType
 
 from torch import Tensor
 
+from intraslice_core.allocation.context import SensitivityCache
 from intraslice_core.checkpoints.weight_files import CONFIG_FILE, read_json_object
 from intraslice_core.checkpoints.writer import WrittenRecord
 from intraslice_core.config import CompressionConfig, EvaluationConfig, Target
@@ -45,7 +46,7 @@ from intraslice_core.progress import (
 )
 from intraslice_core.ranks import ALONE, Ranks
 from intraslice_core.reports.schema import LayerReport
-from intraslice_core.resume_state import ResumeState
+from intraslice_core.resume_state import ResumeState, ignore_saved
 from intraslice_core.stage_speeds import StageSpeeds, expected_seconds
 from intraslice_core.statistics_cache import StatisticsCache
 from intraslice_core.substeps import substeps_to
@@ -139,6 +140,21 @@ class Run:
 
     def __post_init__(self) -> None:
         self._remaining = RemainingTime(self.started)
+
+    @property
+    def sensitivity_cache(self) -> SensitivityCache | None:
+        """Return the place for the sensitivity: shared between runs, or of this run alone."""
+        if self.statistics_cache is not None:
+            cache = self.statistics_cache
+            return SensitivityCache(
+                directory=cache.directory, has_room=cache.has_room, on_saved=ignore_saved
+            )
+        if self.resume_state is None:
+            return None
+        state = self.resume_state
+        return SensitivityCache(
+            directory=state.directory, has_room=lambda _: True, on_saved=state.on_saved
+        )
 
     def expect(
         self,

@@ -116,7 +116,7 @@ def compress_sweep(
     require_writable_directory(out, "out")
     require_writable_file(out / report_file(request), "out")
     require_writable_directory(offload_dir, "offload_dir")
-    require_single_process("a sweep or a comparison of methods")
+    require_single_process("a sweep or a comparison of methods", request.settings.devices)
     bound_allocator()
     for child in request.children:
         _finished(request, child, out)

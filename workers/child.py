@@ -12,9 +12,8 @@ import os
 import signal
 import sys
 import threading
-from importlib import import_module
 from types import FrameType
-from typing import TYPE_CHECKING, BinaryIO
+from typing import BinaryIO
 
 from app.telemetry import configure_logging, get_logger
 from app.telemetry.traces import configure_tracing, span, stop_tracing
@@ -32,10 +31,6 @@ from workers.messages import (
     encode,
 )
 from workers.telemetry import StageSpans
-
-if TYPE_CHECKING:
-    from intraslice_core.reports.schema import CompressionReport
-    from intraslice_core.statistics_cache import StatisticsCache
 
 _PR_SET_PDEATHSIG = 1
 _log = get_logger(__name__)
@@ -80,24 +75,13 @@ class Child:
         importing = ProgressEvent(stage=Stage.LOAD, message="importing the engine", fraction=0.0)
         self._on_progress(importing)
         with heartbeat(lambda: self._on_progress(importing)):
-            import_module("intraslice_core.pipeline")
+            from intraslice_core.pipeline import compress_model
+            from intraslice_core.resume_state import ResumeState
+            from intraslice_core.stage_speeds import StageSpeeds
             from intraslice_core.statistics_cache import StatisticsCache
 
-        cache = request.statistics_cache
-        statistics = None if cache is None else StatisticsCache(**dict(cache))
-        run = self._run_on_one_device if request.devices == 1 else self._run_on_devices
-        dumped: dict[str, object] = run(request, statistics).model_dump(mode="json")
-        return dumped
-
-    def _run_on_one_device(
-        self, request: ChildRequest, statistics: StatisticsCache | None
-    ) -> CompressionReport:
-        from intraslice_core.pipeline import compress_model
-        from intraslice_core.resume_state import ResumeState
-        from intraslice_core.stage_speeds import StageSpeeds
-
-        state = request.resume_state
-        return compress_model(
+        cache, resume_state = request.statistics_cache, request.resume_state
+        report = compress_model(
             request.model,
             request.checkpoint,
             request.compression,
@@ -106,38 +90,15 @@ class Child:
             work_dir=request.scratch,
             speeds=None if request.speeds is None else StageSpeeds(file=request.speeds),
             uploads=True,
-            statistics_cache=statistics,
+            statistics_cache=None if cache is None else StatisticsCache(**dict(cache)),
             resume_state=None
-            if state is None
-            else ResumeState(**dict(state), on_saved=self._on_layer_saved),
+            if resume_state is None
+            else ResumeState(**dict(resume_state), on_saved=self._on_layer_saved),
             on_progress=self._on_progress,
             should_cancel=self._stop.is_set,
         )
-
-    def _run_on_devices(
-        self, request: ChildRequest, statistics: StatisticsCache | None
-    ) -> CompressionReport:
-        from intraslice_core.rank_processes import RankRequest, run_on_ranks
-
-        state = request.resume_state
-        return run_on_ranks(
-            request.devices,
-            RankRequest(
-                model=request.model,
-                out=request.checkpoint,
-                config=request.compression,
-                evaluation=request.evaluation,
-                limits=request.limits,
-                work_dir=request.scratch,
-                speeds=request.speeds,
-                uploads=True,
-                statistics_cache=statistics,
-                resume_dir=None if state is None else state.directory,
-            ),
-            on_progress=self._on_progress,
-            on_saved=self._on_layer_saved,
-            should_cancel=self._stop.is_set,
-        )
+        dumped: dict[str, object] = report.model_dump(mode="json")
+        return dumped
 
     def _on_progress(self, event: ProgressEvent) -> None:
         self._stage = event.stage

@@ -56,8 +56,6 @@ class ChildRequest(FrozenModel):
     """File with the speeds of earlier jobs on this machine."""
     visible_devices: str | None = None
     """GPUs that the process sees (CUDA_VISIBLE_DEVICES); None leaves the worker's."""
-    devices: int = 1
-    """GPUs among those that the process sees, each of which takes a share of the calibration."""
 
 
 class ProgressMessage(FrozenModel):

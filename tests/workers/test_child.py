@@ -108,11 +108,11 @@ def test_a_job_on_several_devices_reports_progress_and_ends_as_on_one(tmp_path: 
     out = io.BytesIO()
     calibration = CalibrationConfig(source="pydoc", samples=8, sequence_length=32)
     compression = CompressionConfig(
-        ratio=0.3, round_to=2, method="flap", device="cpu", calibration=calibration
+        ratio=0.3, round_to=2, method="flap", device="cpu", devices=2, calibration=calibration
     )
     base = request(tmp_path, str(tiny_llama(tmp_path / "dense")))
     state = ResumeStateSettings(directory=tmp_path / "state", hidden_states_every_seconds=60.0)
-    changes = {"compression": compression, "devices": 2, "resume_state": state}
+    changes = {"compression": compression, "resume_state": state}
     Child(out).run(base.model_copy(update=changes))
     messages = [decode(line) for line in out.getvalue().splitlines()]
     assert isinstance(messages[-1], FinishedMessage)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 import sys
 from dataclasses import dataclass
 from functools import partial
@@ -89,6 +91,19 @@ def main() -> None:
         torch.save(results(ranks), folder / f"{ranks.rank}.pt")
     with connected_ranks(torch.device("cpu")) as ranks:  # the same processes, once more
         torch.save(results(ranks), folder / f"again-{ranks.rank}.pt")
+    error = error_of(partial(fail_while_others_wait, 1))
+    (folder / f"error-{os.environ['RANK']}.json").write_text(json.dumps(error))
+    # Without the clean-up of the connections, on which the others still wait.
+    sys.stderr.flush()
+    os._exit(0)
+
+
+def fail_while_others_wait(rank: int) -> None:
+    """Raise an error on one rank outside a common operation, as a batch of its own may."""
+    with connected_ranks(torch.device("cpu")) as ranks:
+        if ranks.rank == rank:
+            fails(2)
+        ranks.sum_([torch.ones(2)])
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from intraslice_core.errors import ConfigurationError, NumericalError
 from intraslice_core.launcher import Launch, current_launch, is_main_process, without_launcher
 from intraslice_core.rank_connection import (
     connected_ranks,
+    require_launched_devices,
     require_sequences,
     require_single_process,
 )
@@ -83,6 +85,12 @@ def test_an_error_of_one_rank_is_raised_on_all(by_rank: list[dict[str, Any]]) ->
         assert own["evaluated_error"] == ("no factor", 5, "mlp", "more text")
 
 
+def test_an_error_of_one_rank_alone_ends_those_that_wait_for_it(launched: Path) -> None:
+    for rank in range(COUNT):
+        error = json.loads((launched / f"error-{rank}.json").read_text())
+        assert error == ["no factor", 2, "mlp", "more text"]
+
+
 def test_a_single_rank_computes_everything_itself() -> None:
     tensor = torch.ones(2)
     ALONE.sum_([tensor])
@@ -127,9 +135,24 @@ def test_programs_that_run_alone_do_not_see_the_launcher() -> None:
 
 def test_sweeps_in_several_processes_are_rejected_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
     require_single_process("a sweep")
+    with pytest.raises(ConfigurationError, match="a sweep runs on one device, not on 2") as caught:
+        require_single_process("a sweep", devices=2)
+    assert caught.value.field == "devices"
     environment(monkeypatch)
     with pytest.raises(ConfigurationError, match="a sweep runs in one process"):
         require_single_process("a sweep")
+
+
+def test_a_launcher_with_another_number_of_processes_is_rejected_by_name(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    require_launched_devices(CompressionConfig(devices=3))
+    environment(monkeypatch)
+    for devices in (1, LAUNCH.count):
+        require_launched_devices(CompressionConfig(devices=devices))
+    with pytest.raises(ConfigurationError, match="the launcher has started 2 processes") as caught:
+        require_launched_devices(CompressionConfig(devices=3))
+    assert caught.value.field == "devices"
 
 
 @pytest.mark.parametrize(("device", "reason"), [("cuda:1", "one GPU"), ("mps", "mps")])

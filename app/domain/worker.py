@@ -1,7 +1,8 @@
 """Workers and their devices, the device that a job requires, and why a queued job waits.
 
-A job asks for a kind of device, `auto`, `cpu` or `gpu`; which worker and which of its GPUs runs it
-is decided by the claim. A job on `auto` runs on a GPU that fits, or else on a CPU.
+A job asks for a kind of device, `auto`, `cpu` or `gpu`, and for a number of them; which worker and
+which of its GPUs runs it is decided by the claim. A job on `auto` runs on a GPU that fits, or else
+on a CPU. A job on several devices takes equal GPUs of one worker, also on `auto`.
 """
 
 from __future__ import annotations
@@ -49,22 +50,27 @@ def requested_device(name: str) -> DeviceChoice:
 
 @dataclass(frozen=True, kw_only=True)
 class Requirement:
-    """Kind, dtype and memory of the devices that can run a job."""
+    """Kind, number, dtype and memory of the devices that can run a job."""
 
     device: DeviceChoice
     dtype: str
     """Compute dtype; `auto` is available everywhere."""
     gpu_bytes: int | None
-    """Memory on a GPU, estimated when the job was created; None if it is not known."""
+    """Memory on each GPU, estimated when the job was created; None if it is not known."""
+    devices: int = 1
+    """Number of equal devices of one worker; more than one are GPUs."""
 
     @classmethod
     def of(cls, compression: CompressionSettings, gpu_bytes: int | None) -> Self:
         """Return the requirement of a job's settings and its estimated memory."""
-        return cls(
-            device=requested_device(compression.device),
-            dtype=compression.dtype,
-            gpu_bytes=gpu_bytes,
-        )
+        settings = (compression.device, compression.dtype, compression.devices)
+        return cls.named(*settings, gpu_bytes=gpu_bytes)
+
+    @classmethod
+    def named(cls, device: str, dtype: str, devices: int, *, gpu_bytes: int | None) -> Self:
+        """Return the requirement of a job by the names of its device and dtype."""
+        kind = requested_device(device) if devices == 1 else DeviceChoice.GPU
+        return cls(device=kind, dtype=dtype, gpu_bytes=gpu_bytes, devices=devices)
 
 
 class RunningJob(ApiModel):
@@ -113,6 +119,26 @@ class Slot:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Offer:
+    """Free slots on equal devices of a worker, for a claim."""
+
+    slots: tuple[Slot, ...]
+    """At least one; a job takes the first of them, as many as it asks for devices."""
+    total: int
+    """Number of the worker's slots on such devices, free or not."""
+
+    @property
+    def device(self) -> Device:
+        """Return the device of every slot."""
+        return self.slots[0].device
+
+    @classmethod
+    def of(cls, *slots: Slot) -> Self:
+        """Return the offer of a worker all of whose slots are free."""
+        return cls(slots=slots, total=len(slots))
+
+
+@dataclass(frozen=True, kw_only=True)
 class Registration:
     """Devices and host memory of a worker, as it registers them."""
 
@@ -155,6 +181,7 @@ class WaitingCode(StrEnum):
     NO_GPU = "no_gpu"
     GPU_DTYPE = "gpu_dtype"
     GPU_MEMORY = "gpu_memory"
+    GPU_COUNT = "gpu_count"
 
 
 class Waiting(ApiModel):
@@ -167,14 +194,17 @@ class Waiting(ApiModel):
     )
 
 
-def waiting_reason(requirement: Requirement, devices: Iterable[Device]) -> Waiting | None:
-    """Return why none of the registered devices can run a job; None if one can.
+def waiting_reason(
+    requirement: Requirement, workers: Iterable[Sequence[Device]]
+) -> Waiting | None:
+    """Return why none of the registered workers can run a job; None if one can.
 
     Args:
         requirement: what the job requires.
-        devices: devices of all live workers, busy or not.
+        workers: devices of each live worker, busy or not.
     """
-    registered = tuple(devices)
+    fleet = [tuple(devices) for devices in workers]
+    registered = [device for devices in fleet for device in devices]
     if not registered:
         return Waiting(code=WaitingCode.NO_WORKER, message="waiting: no worker is registered")
     if requirement.device is not DeviceChoice.GPU:
@@ -186,13 +216,21 @@ def waiting_reason(requirement: Requirement, devices: Iterable[Device]) -> Waiti
     if not able:
         message = f"waiting: no worker with a GPU that computes in {requirement.dtype}"
         return Waiting(code=WaitingCode.GPU_DTYPE, message=message)
-    if any(gpu.fits(requirement) for gpu in able):
-        return None
+    fitting = [gpu for gpu in able if gpu.fits(requirement)]
     needed = requirement.gpu_bytes or 0
     size = f"≥ {math.ceil(needed / GIB)} GiB"
     suffix = f" that computes in {requirement.dtype}" if len(able) < len(gpus) else ""
+    if not fitting:
+        return Waiting(
+            code=WaitingCode.GPU_MEMORY,
+            message=f"waiting: no worker with a GPU of {size}{suffix}",
+            gpu_bytes=needed,
+        )
+    if any(devices.count(gpu) >= requirement.devices for devices in fleet for gpu in fitting):
+        return None
+    of_size = f" of {size}" if len(fitting) < len(able) else ""
+    plural = suffix.replace("computes", "compute")
     return Waiting(
-        code=WaitingCode.GPU_MEMORY,
-        message=f"waiting: no worker with a GPU of {size}{suffix}",
-        gpu_bytes=needed,
+        code=WaitingCode.GPU_COUNT,
+        message=f"waiting: no worker with {requirement.devices} equal GPUs{of_size}{plural}",
     )

@@ -62,12 +62,12 @@ def has_gpus(resources: Resources) -> bool:
 def can_run(resources: Resources, requirement: Requirement) -> bool:
     """Return whether a live worker can run a job with this requirement."""
     with resources.database.transaction() as transaction:
-        return waiting_reason(requirement, workers.live_devices(transaction)) is None
+        return waiting_reason(requirement, workers.devices_by_worker(transaction)) is None
 
 
 def count_waiting(transaction: Transaction) -> dict[WaitingCode, int]:
     """Return the number of queued jobs that no registered worker can run, for each reason."""
-    devices = workers.live_devices(transaction)
+    devices = workers.devices_by_worker(transaction)
     counts: Counter[WaitingCode] = Counter()
     for requirement, number in jobs.queued_requirements(transaction):
         reason = waiting_reason(requirement, devices)
@@ -94,10 +94,10 @@ def cautions_of(
     """
     with resources.database.transaction() as transaction:
         registered = workers.live(transaction, project_id="")
-    devices = [device for worker in registered for device in worker.devices]
-    reason = waiting_reason(requirement, devices)
+    reason = waiting_reason(requirement, [worker.devices for worker in registered])
     if reason is not None:
-        message = f"the job would be queued, {reason.message}; {_ADVICE[reason.code]}"
+        advice = (_ADVICE if requirement.devices == 1 else _ADVICE_FOR_SEVERAL)[reason.code]
+        message = f"the job would be queued, {reason.message}; {advice}"
         return [Caution(code="no_suitable_worker", message=message)]
     return _about_memory(requirement, host_bytes, registered)
 
@@ -107,6 +107,11 @@ _ADVICE = {
     WaitingCode.NO_GPU: "start one, or set device to auto or cpu",
     WaitingCode.GPU_DTYPE: "start one, or set dtype or device to auto",
     WaitingCode.GPU_MEMORY: "start one, or set device to auto, which uses a CPU then",
+}
+_ADVICE_FOR_SEVERAL = _ADVICE | {
+    WaitingCode.NO_GPU: "start one, or set devices to 1",
+    WaitingCode.GPU_MEMORY: "start one, or set devices to 1 and device to auto",
+    WaitingCode.GPU_COUNT: "start one, or lower devices",
 }
 
 

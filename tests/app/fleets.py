@@ -56,9 +56,11 @@ def enqueue(
     dtype: str = "auto",
     gib: int | None = None,
     priority: int = 5,
+    devices: int = 1,
 ) -> JobRecord:
-    """Queue a job that needs so much memory on a GPU; None if it is not known."""
-    compression = CompressionConfig.model_validate({"device": device, "dtype": dtype})
+    """Queue a job that needs so much memory on each GPU; None if it is not known."""
+    settings = {"device": device, "dtype": dtype, "devices": devices}
+    compression = CompressionConfig.model_validate(settings)
     request = make_request(compression=compression, priority=priority)
     needed = None if gib is None else gib * GIB
     with resources.database.transaction() as transaction:

@@ -25,6 +25,7 @@ _HIDDEN = {
     "queued_at",
     "claimed_at",
     "device_number",
+    "further_device_numbers",
     "artifacts_checked_at",
     "artifacts_missing_at",
 }
@@ -135,12 +136,12 @@ def _with_reasons(transaction: Transaction, records: list[JobRecord]) -> list[Jo
     """
     if not any(record.state is State.QUEUED for record in records):
         return records
-    devices = workers.live_devices(transaction)
+    fleet = workers.devices_by_worker(transaction)
     return [
         record.model_copy(
             update={
                 "waiting": waiting_reason(
-                    Requirement.of(record.compression, record.gpu_bytes), devices
+                    Requirement.of(record.compression, record.gpu_bytes), fleet
                 )
             }
         )

@@ -7,43 +7,45 @@ from datetime import timedelta
 from sqlalchemy import ColumnElement, and_, func, select, true, update
 
 from app.adapters.database import workers
-from app.adapters.database.capability import can_run
+from app.adapters.database.capability import DEVICES, can_run
 from app.adapters.database.engine import Transaction
 from app.adapters.database.job_rows import COLUMNS, change, fetch, from_now, owned, seconds
 from app.adapters.database.notifications import announcement
 from app.adapters.database.tables import jobs
 from app.domain.job import JobRecord, Lease, Progress
 from app.domain.lifecycle import LEASED, TRANSITIONS, Action, State
-from app.domain.worker import Slot
+from app.domain.worker import Offer
 from intraslice_core.progress import Stage
 
 
 def claim_next(
-    transaction: Transaction, owner: str, lease_seconds: float, slot: Slot | None = None
+    transaction: Transaction, owner: str, lease_seconds: float, offer: Offer | None = None
 ) -> JobRecord | None:
     """Take the lease of a queued job and raise its fencing token; None if there is none to run.
 
-    Of the jobs that the slot's device can run, the one of highest priority comes first, among
-    equals the oldest. A job that the device cannot run does not hold up those behind it.
+    Of the jobs that the worker's devices can run, the one of highest priority comes first, among
+    equals the oldest. A job that the devices cannot run does not hold up those behind it. One that
+    needs more devices than are free does: none is claimed, so that they become free.
 
     Args:
         transaction: the transaction of the claim.
         owner: name of the worker.
         lease_seconds: time until the lease expires.
-        slot: the free slot; None claims any job, as workers do that have registered no devices.
+        offer: the free slots; None claims any job, as workers do that have registered no devices.
     """
     following = (
         select(jobs.c.id)
-        .where(jobs.c.state == State.QUEUED, _can_run(transaction, slot))
+        .where(jobs.c.state == State.QUEUED, _can_run(transaction, offer))
         .order_by(jobs.c.priority.desc(), jobs.c.id)
         .limit(1)
         .with_for_update(skip_locked=True)
     )
-    return change(
+    claimed = change(
         transaction,
         and_(
             jobs.c.id == following.scalar_subquery(),
             jobs.c.state.in_(TRANSITIONS[Action.CLAIM].sources),
+            true() if offer is None else DEVICES <= len(offer.slots),
         ),
         state=TRANSITIONS[Action.CLAIM].target,
         lease_owner=owner,
@@ -56,17 +58,23 @@ def claim_next(
         progress=None,
         error=None,
         next_hint_at=None,
-        device_number=None if slot is None else slot.number,
+        device_number=None if offer is None else offer.slots[0].number,
+        further_device_numbers=None,
     )
+    if claimed is not None and offer is not None and claimed.compression.devices > 1:
+        further = [slot.number for slot in offer.slots[1 : claimed.compression.devices]]
+        changed = update(jobs).where(jobs.c.id == claimed.id)
+        transaction.execute(changed.values(further_device_numbers=further))
+    return claimed
 
 
-def _can_run(transaction: Transaction, slot: Slot | None) -> ColumnElement[bool]:
-    """Return the condition that the slot may claim a job."""
-    if slot is None:
+def _can_run(transaction: Transaction, offer: Offer | None) -> ColumnElement[bool]:
+    """Return the condition that the worker may claim a job, once enough of its slots are free."""
+    if offer is None:
         return true()
     # Only a GPU asks which devices the other workers have.
-    registered = () if slot.device.kind == "cpu" else workers.live_devices(transaction)
-    return can_run(slot.device, registered)
+    registered = () if offer.device.kind == "cpu" else workers.live_devices(transaction)
+    return can_run(offer.device, registered, offer.total)
 
 
 def renew(transaction: Transaction, lease: Lease, lease_seconds: float) -> State | None:

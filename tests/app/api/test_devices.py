@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,19 @@ def test_a_device_of_one_machine_is_rejected_with_what_to_write(
     assert error["message"].startswith(f"{device!r} is a device of one machine: write gpu, cpu or")
 
 
+@pytest.mark.parametrize("path", ["/v1/jobs", "/v1/jobs:validate"])
+def test_several_devices_are_gpus(client: TestClient, path: str) -> None:
+    for device in ("auto", "gpu"):
+        answer = client.post(path, json=asking_for(device, devices=2))
+        assert answer.is_success, answer.text
+    answer = client.post(path, json=asking_for("cpu", devices=2))
+    assert answer.status_code == 422
+    (error,) = answer.json()["errors"]
+    assert (error["pointer"], error["code"]) == ("/compression/devices", "device_not_allowed")
+    assert error["message"] == "a job on a CPU runs on 1 device, not on 2: use gpu or auto"
+    assert client.post(path, json=asking_for("gpu", devices=0)).status_code == 422
+
+
 def test_a_queued_job_says_why_no_worker_can_run_it(
     client: TestClient, resources: Resources
 ) -> None:
@@ -94,6 +108,11 @@ def test_validation_warns_of_a_job_that_no_worker_can_run(
         assert "no_suitable_worker" not in cautions(client, asking_for(other) | {"model": wide})
     register(resources, "large", gpu(200))
     assert "no_suitable_worker" not in cautions(client, body)
+    pair = asking_for("auto", devices=2) | {"model": wide}
+    message = cautions(client, pair)["no_suitable_worker"]
+    assert re.search(r"with 2 equal GPUs of ≥ \d+ GiB; start one, or lower devices$", message)
+    register(resources, "large", gpu(200), gpu(200))
+    assert "no_suitable_worker" not in cautions(client, pair)
 
 
 def test_validation_estimates_the_memory_on_a_gpu(client: TestClient, wide: dict[str, Any]) -> None:
@@ -122,7 +141,8 @@ def test_waiting_jobs_and_devices_are_gauges(client: TestClient, resources: Reso
     enqueue(resources, device="gpu", gib=40)
     register(resources, "small", CPU, gpu(24))
     name = "intraslice_jobs_waiting"
-    expected = {("no_worker",): 0, ("no_gpu",): 0, ("gpu_dtype",): 0, ("gpu_memory",): 1}
+    codes = ("no_worker", "no_gpu", "gpu_dtype", "gpu_memory", "gpu_count")
+    expected = {(code,): 0 for code in codes} | {("gpu_memory",): 1}
     assert values(client, name) == expected
     assert values(client, "intraslice_devices") == {("cpu",): 1, ("gpu",): 1}
     miss_heartbeats(resources, "small")

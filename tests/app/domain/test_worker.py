@@ -32,9 +32,11 @@ def test_stored_names_of_devices_are_kinds(name: str, choice: DeviceChoice) -> N
     assert requested_device(name) is choice
 
 
-def needs(device: str, gib: float | None = None, dtype: str = "auto") -> Requirement:
+def needs(
+    device: str, gib: float | None = None, dtype: str = "auto", devices: int = 1
+) -> Requirement:
     size = None if gib is None else int(gib * GIB)
-    return Requirement(device=DeviceChoice(device), dtype=dtype, gpu_bytes=size)
+    return Requirement.named(device, dtype, devices, gpu_bytes=size)
 
 
 OLD = gpu(80, bfloat16=False)
@@ -63,9 +65,42 @@ OLD = gpu(80, bfloat16=False)
 def test_the_reason_names_what_is_missing(
     requirement: Requirement, devices: list[Device], message: str
 ) -> None:
-    reason = waiting_reason(requirement, devices)
+    reason = waiting_reason(requirement, [devices])
     assert reason is not None
     assert reason.message == message
+
+
+PAIR = [gpu(24), gpu(24)]
+
+
+@pytest.mark.parametrize(
+    ("requirement", "workers", "message"),
+    [
+        (needs("auto", devices=2), [[CPU]], "waiting: no worker with a GPU"),
+        (needs("gpu", 40, devices=2), [PAIR], "waiting: no worker with a GPU of ≥ 40 GiB"),
+        (needs("auto", 10, devices=2), [[gpu(24)]], "waiting: no worker with 2 equal GPUs"),
+        (needs("gpu", 10, devices=2), [[gpu(24)]] * 2, "waiting: no worker with 2 equal GPUs"),
+        (needs("gpu", 10, devices=3), [PAIR], "waiting: no worker with 3 equal GPUs"),
+        (needs("gpu", 10, devices=2), [[gpu(24), gpu(80)]], "waiting: no worker with 2 equal GPUs"),
+        (
+            needs("gpu", 40, devices=2),
+            [[*PAIR, gpu(80)]],
+            "waiting: no worker with 2 equal GPUs of ≥ 40 GiB",
+        ),
+        (
+            needs("gpu", 10, "bfloat16", devices=2),
+            [[gpu(24), OLD, OLD]],
+            "waiting: no worker with 2 equal GPUs that compute in bfloat16",
+        ),
+    ],
+)
+def test_a_job_on_several_devices_waits_for_equal_gpus_of_one_worker(
+    requirement: Requirement, workers: list[list[Device]], message: str
+) -> None:
+    reason = waiting_reason(requirement, workers)
+    assert reason is not None
+    assert reason.message == message
+    assert waiting_reason(requirement, [*workers, [gpu(80)] * 3]) is None
 
 
 @pytest.mark.parametrize(
@@ -83,7 +118,7 @@ def test_the_reason_names_what_is_missing(
 def test_a_job_that_a_device_can_run_has_no_reason_to_wait(
     requirement: Requirement, devices: list[Device]
 ) -> None:
-    assert waiting_reason(requirement, devices) is None
+    assert waiting_reason(requirement, [devices]) is None
 
 
 def test_a_registration_has_each_device_once_in_the_order_of_its_slots() -> None:

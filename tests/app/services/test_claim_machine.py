@@ -1,4 +1,4 @@
-"""Random fleets and queues: every claim takes the first job that the device can run.
+"""Random fleets and queues: every claim takes the first job that the worker's devices can run.
 
 The test compares the claims of the real database with a naive search of all queued jobs, and the
 reasons to wait with the devices of the workers that are live.
@@ -24,7 +24,7 @@ from sqlalchemy import text
 from app.domain.job import JobError, JobRecord
 from app.domain.lifecycle import State
 from app.domain.principal import OPERATOR
-from app.domain.worker import GIB, Device, Slot
+from app.domain.worker import GIB, Device, Offer
 from app.services import claims, fleet, jobs
 from app.services.resources import Resources
 from tests.app.fleets import CPU, enqueue, gpu, miss_heartbeats, register, slots
@@ -47,6 +47,7 @@ class Queued:
     dtype: str
     gib: int
     priority: int
+    devices: int
 
 
 def fits(device: Device, job: Queued) -> bool:
@@ -55,7 +56,10 @@ def fits(device: Device, job: Queued) -> bool:
     return job.dtype == "auto" or job.dtype in device.dtypes
 
 
-def can_run(device: Device, job: Queued, live: list[Device]) -> bool:
+def can_run(device: Device, count: int, job: Queued, live: list[Device]) -> bool:
+    """Return whether a worker with a number of equal devices, all of them free, runs a job."""
+    if job.devices > 1:
+        return fits(device, job) and count >= job.devices
     if job.device not in ("auto", "cpu"):
         return fits(device, job)
     if device.kind == "cpu" or (job.device == "auto" and fits(device, job)):
@@ -66,7 +70,7 @@ def can_run(device: Device, job: Queued, live: list[Device]) -> bool:
 
 
 class Fleet(RuleBasedStateMachine):
-    """Up to three workers of one device each, and a queue."""
+    """Up to three workers of some equal devices each, and a queue."""
 
     resources: ClassVar[Resources]
 
@@ -74,18 +78,23 @@ class Fleet(RuleBasedStateMachine):
     def start(self) -> None:
         self.queue: dict[str, Queued] = {}
         self.devices: dict[str, Device] = {"a": CPU, "b": gpu(20), "c": gpu(40)}
+        self.counts = {"a": 1, "b": 1, "c": 2}
         self.live: set[str] = set()
 
     @property
     def live_devices(self) -> list[Device]:
         return [self.devices[name] for name in sorted(self.live)]
 
-    @rule(name=WORKERS, device=DEVICES)
-    def worker_starts(self, name: str, device: Device) -> None:
+    @rule(name=WORKERS, device=DEVICES, count=st.integers(1, 3))
+    def worker_starts(self, name: str, device: Device, count: int) -> None:
         if name not in self.live:
             self.devices[name] = device
-        register(self.resources, name, self.devices[name])
+            self.counts[name] = count if device.kind == "gpu" else 1
+        register(self.resources, name, *self.slots_devices(name))
         self.live.add(name)
+
+    def slots_devices(self, name: str) -> list[Device]:
+        return [self.devices[name]] * self.counts[name]
 
     @rule(name=WORKERS, removed=st.booleans())
     def worker_goes_silent(self, name: str, removed: bool) -> None:
@@ -104,30 +113,36 @@ class Fleet(RuleBasedStateMachine):
         dtype=st.sampled_from(["auto", "float32", "bfloat16"]),
         gib=st.sampled_from([None, 5, 20, 30, 60]),
         priority=st.integers(0, 2),
+        devices=st.sampled_from([1, 1, 2, 3]),
     )
-    def job_is_submitted(self, device: str, dtype: str, gib: int | None, priority: int) -> None:
-        job = enqueue(self.resources, device=device, dtype=dtype, gib=gib, priority=priority)
-        self.queue[job.id] = Queued(
-            id=job.id, device=device, dtype=dtype, gib=gib or 0, priority=priority
-        )
+    def job_is_submitted(
+        self, device: str, dtype: str, gib: int | None, priority: int, devices: int
+    ) -> None:
+        if device in ("cpu", "cuda:1"):
+            devices = 1  # the API rejects others
+        settings = {"device": device, "dtype": dtype, "priority": priority, "devices": devices}
+        job = enqueue(self.resources, gib=gib, **settings)
+        self.queue[job.id] = Queued(id=job.id, gib=gib or 0, **settings)
 
-    @rule(name=WORKERS)
-    def worker_claims(self, name: str) -> None:
-        device = self.devices[name]
-        (slot,) = slots(device)
-        possible = [job for job in self.queue.values() if self.runs(device, job)]
-        self.claim_first_of(possible, name, slot)
+    @rule(name=WORKERS, free=st.integers(1, 3))
+    def worker_claims(self, name: str, free: int) -> None:
+        total = self.counts[name]
+        offer = Offer(slots=slots(*self.slots_devices(name))[:free], total=total)
+        possible = [job for job in self.queue.values() if self.runs(name, job)]
+        self.claim_first_of(possible, name, offer)
 
-    def runs(self, device: Device, job: Queued) -> bool:
-        return can_run(device, job, self.live_devices)
+    def runs(self, name: str, job: Queued) -> bool:
+        return can_run(self.devices[name], self.counts[name], job, self.live_devices)
 
     @rule()
     def worker_of_an_earlier_release_claims(self) -> None:
         self.claim_first_of(list(self.queue.values()), "earlier", None)
 
-    def claim_first_of(self, possible: list[Queued], owner: str, slot: Slot | None) -> None:
+    def claim_first_of(self, possible: list[Queued], owner: str, offer: Offer | None) -> None:
         expected = min(possible, key=lambda job: (-job.priority, job.id), default=None)
-        claimed = claims.claim_next_job(self.resources, owner, slot)
+        if expected is not None and offer is not None and expected.devices > len(offer.slots):
+            expected = None  # it waits for more free devices, and nothing comes before it
+        claimed = claims.claim_next_job(self.resources, owner, offer)
         assert (claimed and claimed.id) == (expected and expected.id)
         if claimed is not None:
             del self.queue[claimed.id]
@@ -137,7 +152,7 @@ class Fleet(RuleBasedStateMachine):
     def a_job_waits_exactly_if_no_live_worker_can_run_it(self) -> None:
         for job in self.queue.values():
             stored: JobRecord = jobs.get_job(self.resources, OPERATOR, job.id)
-            possible = any(self.runs(device, job) for device in self.live_devices)
+            possible = any(self.runs(name, job) for name in self.live)
             assert (stored.waiting is None) == possible, (job, stored.waiting)
 
     def teardown(self) -> None:

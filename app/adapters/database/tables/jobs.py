@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from sqlalchemy import (
+    ARRAY,
     BigInteger,
     Boolean,
     CheckConstraint,
@@ -69,6 +70,7 @@ jobs = Table(
     Column("artifacts_missing_at", TIMESTAMP),
     Column("gpu_bytes", BigInteger),
     Column("device_number", Integer),
+    Column("further_device_numbers", ARRAY(Integer)),
     CheckConstraint(f"state IN ({_quoted(frozenset(State))})", name="state_known"),
     CheckConstraint(
         f"(state IN ({_quoted(LEASED)})) = (lease_owner IS NOT NULL) AND "

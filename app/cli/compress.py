@@ -76,7 +76,7 @@ def compress(  # noqa: PLR0913 (typer reads the options from the signature)
 ) -> None:
     """Compress a model into a smaller one that transformers loads.
 
-    Under torchrun, several processes with a GPU each share the work.
+    With --devices, or under torchrun, several processes with a GPU each share the work.
     """
     with reported_errors():
         require_free_output(out, "--out")

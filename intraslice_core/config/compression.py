@@ -226,12 +226,17 @@ class CompressionSettings(FrozenModel):
 
     @field_validator("devices")
     @classmethod
-    def _reject_several_of_a_single_device(cls, devices: int, info: ValidationInfo) -> int:
-        device = info.data.get("device", "")
+    def _require_a_device_and_a_sequence_for_each(cls, devices: int, info: ValidationInfo) -> int:
+        device, calibration = info.data.get("device", ""), info.data.get("calibration")
         if devices > 1 and ":" in device:
             raise ValueError(
                 f"{device} is a single device, not {devices}: write {device.partition(':')[0]}, of "
                 "which every process takes its own"
+            )
+        if calibration is not None and devices > calibration.samples:
+            raise ValueError(
+                f"{devices} devices cannot divide {calibration.samples} calibration sequences among "
+                "them: lower devices, or raise calibration.samples"
             )
         return devices
 

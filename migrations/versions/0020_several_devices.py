@@ -6,6 +6,7 @@ devices like any other.
 
 import sqlalchemy as sa
 from alembic import op
+from sqlalchemy.dialects.postgresql import ARRAY
 
 revision = "0020"
 down_revision = "0016"
@@ -16,7 +17,7 @@ downgrade_drops = "on which further devices running jobs run"
 
 
 def upgrade() -> None:
-    op.add_column("jobs", sa.Column("further_device_numbers", sa.ARRAY(sa.Integer)))
+    op.add_column("jobs", sa.Column("further_device_numbers", ARRAY(sa.Integer)))
 
 
 def downgrade() -> None:

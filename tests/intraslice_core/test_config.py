@@ -88,6 +88,13 @@ def test_several_devices_of_one_gpu_are_rejected() -> None:
         CompressionConfig(device="cuda:1", devices=2)
 
 
+def test_every_device_needs_a_calibration_sequence() -> None:
+    calibration = {"samples": 8}
+    CompressionConfig.model_validate({"devices": 8, "calibration": calibration})
+    with pytest.raises(ValidationError, match="9 devices cannot divide 8 calibration sequences"):
+        CompressionConfig.model_validate({"devices": 9, "calibration": calibration})
+
+
 def test_the_old_method_name_is_rejected_with_the_new_name() -> None:
     with pytest.raises(ValidationError, match="method 'paper' is now called 'intraslice'") as error:
         CompressionConfig.model_validate({"method": "paper"})

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from sqlalchemy import (
-    ARRAY,
     BigInteger,
     Boolean,
     CheckConstraint,
@@ -18,6 +17,7 @@ from sqlalchemy import (
     func,
     text,
 )
+from sqlalchemy.dialects.postgresql import ARRAY
 
 from app.adapters.database.tables.base import JSON, TIMESTAMP, metadata
 from app.domain.job import DEFAULT_PRIORITY, HIGHEST_PRIORITY

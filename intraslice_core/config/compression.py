@@ -235,8 +235,8 @@ class CompressionSettings(FrozenModel):
             )
         if calibration is not None and devices > calibration.samples:
             raise ValueError(
-                f"{devices} devices cannot divide {calibration.samples} calibration sequences among "
-                "them: lower devices, or raise calibration.samples"
+                f"{devices} devices cannot divide {calibration.samples} calibration sequences: "
+                "lower devices, or raise calibration.samples"
             )
         return devices
 

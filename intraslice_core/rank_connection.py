@@ -194,8 +194,7 @@ def require_launched_devices(config: CompressionConfig) -> None:
 
 
 def require_single_process(activity: str, devices: int = 1) -> None:
-    """Raise if several devices are to do, or a launcher has started several processes for,
-    something that a single process does.
+    """Raise if several processes are requested or launched for something that one process does.
 
     Args:
         activity: named in the error.

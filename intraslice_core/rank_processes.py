@@ -109,7 +109,7 @@ def run_on_ranks(
             field="devices",
             hint="request fewer",
         )
-    on_saved = ignore_saved
+    on_saved: SavedListener = ignore_saved
     if request.resume_state is not None:
         on_saved = request.resume_state.on_saved
         silent = replace(request.resume_state, on_saved=ignore_saved)  # what can be sent

@@ -10,7 +10,7 @@ import threading
 from collections.abc import Sequence
 
 from app.domain.job import JobRecord
-from app.domain.worker import Device, Offer, Slot
+from app.domain.worker import Device, FreeSlots, Slot
 from app.services import claims, fleet
 from app.services.resources import Resources
 from app.telemetry.outages import BROKER, OUTAGES
@@ -43,7 +43,7 @@ class JobSlots:
         self._free = list(slots)
         self._lock = threading.Lock()
         self._claiming = threading.Lock()
-        """Held during a claim, so that two threads do not offer the same slots."""
+        """Held during a claim, so that two threads do not claim for the same slots."""
 
     def run_queued(self) -> int:
         """Run the most urgent jobs on each kind of device while it can run any; return how many.
@@ -84,16 +84,16 @@ class JobSlots:
     def _claim(self, device: Device) -> tuple[JobRecord, tuple[Slot, ...]] | None:
         """Claim a job for free slots on a device and take them; None without slots or jobs."""
         with self._claiming:
-            free = [slot for slot in self._free_slots() if slot.device == device]
-            if not free:
+            slots = [slot for slot in self._free_slots() if slot.device == device]
+            if not slots:
                 return None
-            free.sort(key=lambda slot: slot.number)
+            slots.sort(key=lambda slot: slot.number)
             total = sum(slot.device == device for slot in self._slots)
-            offer = Offer(slots=tuple(free), total=total)
-            job = claims.claim_next_job(self._resources, self._owner, offer)
+            free = FreeSlots(slots=tuple(slots), total=total)
+            job = claims.claim_next_job(self._resources, self._owner, free)
             if job is None:
                 return None
-            taken = offer.slots[: job.compression.devices]
+            taken = free.slots[: job.compression.devices]
             with self._lock:
                 for slot in taken:
                     self._free.remove(slot)

@@ -119,7 +119,7 @@ class Slot:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Offer:
+class FreeSlots:
     """Free slots on equal devices of a worker, for a claim."""
 
     slots: tuple[Slot, ...]
@@ -134,7 +134,7 @@ class Offer:
 
     @classmethod
     def of(cls, *slots: Slot) -> Self:
-        """Return the offer of a worker all of whose slots are free."""
+        """Return all slots of a worker that runs nothing."""
         return cls(slots=slots, total=len(slots))
 
 

@@ -8,7 +8,7 @@ from app.domain.errors import LeaseLostError
 from app.domain.events import EventType
 from app.domain.job import JobError, JobRecord, Lease, Progress
 from app.domain.lifecycle import State
-from app.domain.worker import Offer
+from app.domain.worker import FreeSlots
 from app.services.resources import Resources
 from intraslice_core.progress import Stage
 
@@ -24,11 +24,11 @@ _EXPIRED = JobError(
 
 
 def claim_next_job(
-    resources: Resources, owner: str, offer: Offer | None = None
+    resources: Resources, owner: str, free: FreeSlots | None = None
 ) -> JobRecord | None:
-    """Claim the job of highest priority that the offered devices can run; None if there is none."""
+    """Claim the job of highest priority that the free devices can run; None if there is none."""
     with resources.database.transaction() as transaction:
-        job = leases.claim_next(transaction, owner, resources.settings.lease_seconds, offer)
+        job = leases.claim_next(transaction, owner, resources.settings.lease_seconds, free)
         if job is not None:
             events.append(transaction, job.id, EventType.STARTED, {"worker": owner})
     return job

@@ -16,7 +16,7 @@ from app.adapters.database.engine import Database
 from app.adapters.database.migrate import downgrade, head_revision, migrations, upgrade
 from app.adapters.database.tables import metadata, schema_window
 from app.domain.errors import MigrationError
-from app.domain.worker import Offer, Slot
+from app.domain.worker import FreeSlots, Slot
 from app.embedded.postgres import EmbeddedPostgres
 from app.settings import Settings
 from tests.app.fleets import CPU, gpu, slots
@@ -282,7 +282,7 @@ def claim(settings: Settings, slot: Slot) -> str | None:
     database = Database(settings.database_url)
     try:
         with database.transaction() as transaction:
-            job = leases.claim_next(transaction, "new", 30.0, Offer.of(slot))
+            job = leases.claim_next(transaction, "new", 30.0, FreeSlots.of(slot))
     finally:
         database.close()
     return None if job is None else job.id

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 
 from app.domain.job import JobRecord
-from app.domain.worker import Offer, Slot
+from app.domain.worker import FreeSlots, Slot
 from app.services import claims
 from app.services.resources import Resources
 from workers.child_process import ChildProcess
@@ -23,7 +23,7 @@ def run_next_job(
 
     Without slots it is any job, on the default device.
     """
-    job = claims.claim_next_job(resources, owner, Offer.of(*slots) if slots else None)
+    job = claims.claim_next_job(resources, owner, FreeSlots.of(*slots) if slots else None)
     if job is None:
         return None
     return run_job(resources, job, stopping, start_child, slots[: job.compression.devices])

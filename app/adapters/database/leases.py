@@ -14,12 +14,12 @@ from app.adapters.database.notifications import announcement
 from app.adapters.database.tables import jobs
 from app.domain.job import JobRecord, Lease, Progress
 from app.domain.lifecycle import LEASED, TRANSITIONS, Action, State
-from app.domain.worker import Offer
+from app.domain.worker import FreeSlots
 from intraslice_core.progress import Stage
 
 
 def claim_next(
-    transaction: Transaction, owner: str, lease_seconds: float, offer: Offer | None = None
+    transaction: Transaction, owner: str, lease_seconds: float, free: FreeSlots | None = None
 ) -> JobRecord | None:
     """Take the lease of a queued job and raise its fencing token; None if there is none to run.
 
@@ -31,11 +31,11 @@ def claim_next(
         transaction: the transaction of the claim.
         owner: name of the worker.
         lease_seconds: time until the lease expires.
-        offer: the free slots; None claims any job, as workers do that have registered no devices.
+        free: the free slots; None claims any job, as workers do that have registered no devices.
     """
     following = (
         select(jobs.c.id)
-        .where(jobs.c.state == State.QUEUED, _can_run(transaction, offer))
+        .where(jobs.c.state == State.QUEUED, _can_run(transaction, free))
         .order_by(jobs.c.priority.desc(), jobs.c.id)
         .limit(1)
         .with_for_update(skip_locked=True)
@@ -45,7 +45,7 @@ def claim_next(
         and_(
             jobs.c.id == following.scalar_subquery(),
             jobs.c.state.in_(TRANSITIONS[Action.CLAIM].sources),
-            true() if offer is None else DEVICES <= len(offer.slots),
+            true() if free is None else DEVICES <= len(free.slots),
         ),
         state=TRANSITIONS[Action.CLAIM].target,
         lease_owner=owner,
@@ -58,23 +58,23 @@ def claim_next(
         progress=None,
         error=None,
         next_hint_at=None,
-        device_number=None if offer is None else offer.slots[0].number,
+        device_number=None if free is None else free.slots[0].number,
         further_device_numbers=None,
     )
-    if claimed is not None and offer is not None and claimed.compression.devices > 1:
-        further = [slot.number for slot in offer.slots[1 : claimed.compression.devices]]
+    if claimed is not None and free is not None and claimed.compression.devices > 1:
+        further = [slot.number for slot in free.slots[1 : claimed.compression.devices]]
         changed = update(jobs).where(jobs.c.id == claimed.id)
         transaction.execute(changed.values(further_device_numbers=further))
     return claimed
 
 
-def _can_run(transaction: Transaction, offer: Offer | None) -> ColumnElement[bool]:
+def _can_run(transaction: Transaction, free: FreeSlots | None) -> ColumnElement[bool]:
     """Return the condition that the worker may claim a job, once enough of its slots are free."""
-    if offer is None:
+    if free is None:
         return true()
     # Only a GPU asks which devices the other workers have.
-    registered = () if offer.device.kind == "cpu" else workers.live_devices(transaction)
-    return can_run(offer.device, registered, offer.total)
+    registered = () if free.device.kind == "cpu" else workers.live_devices(transaction)
+    return can_run(free.device, registered, free.total)
 
 
 def renew(transaction: Transaction, lease: Lease, lease_seconds: float) -> State | None:

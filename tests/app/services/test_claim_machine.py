@@ -24,7 +24,7 @@ from sqlalchemy import text
 from app.domain.job import JobError, JobRecord
 from app.domain.lifecycle import State
 from app.domain.principal import OPERATOR
-from app.domain.worker import GIB, Device, Offer
+from app.domain.worker import GIB, Device, FreeSlots
 from app.services import claims, fleet, jobs
 from app.services.resources import Resources
 from tests.app.fleets import CPU, enqueue, gpu, miss_heartbeats, register, slots
@@ -90,10 +90,10 @@ class Fleet(RuleBasedStateMachine):
         if name not in self.live:
             self.devices[name] = device
             self.counts[name] = count if device.kind == "gpu" else 1
-        register(self.resources, name, *self.slots_devices(name))
+        register(self.resources, name, *self.devices_of(name))
         self.live.add(name)
 
-    def slots_devices(self, name: str) -> list[Device]:
+    def devices_of(self, name: str) -> list[Device]:
         return [self.devices[name]] * self.counts[name]
 
     @rule(name=WORKERS, removed=st.booleans())
@@ -124,12 +124,12 @@ class Fleet(RuleBasedStateMachine):
         job = enqueue(self.resources, gib=gib, **settings)
         self.queue[job.id] = Queued(id=job.id, gib=gib or 0, **settings)
 
-    @rule(name=WORKERS, free=st.integers(1, 3))
-    def worker_claims(self, name: str, free: int) -> None:
-        total = self.counts[name]
-        offer = Offer(slots=slots(*self.slots_devices(name))[:free], total=total)
+    @rule(name=WORKERS, count=st.integers(1, 3))
+    def worker_claims(self, name: str, count: int) -> None:
+        every = slots(*self.devices_of(name))
+        free = FreeSlots(slots=every[:count], total=len(every))
         possible = [job for job in self.queue.values() if self.runs(name, job)]
-        self.claim_first_of(possible, name, offer)
+        self.claim_first_of(possible, name, free)
 
     def runs(self, name: str, job: Queued) -> bool:
         return can_run(self.devices[name], self.counts[name], job, self.live_devices)
@@ -138,11 +138,11 @@ class Fleet(RuleBasedStateMachine):
     def worker_of_an_earlier_release_claims(self) -> None:
         self.claim_first_of(list(self.queue.values()), "earlier", None)
 
-    def claim_first_of(self, possible: list[Queued], owner: str, offer: Offer | None) -> None:
+    def claim_first_of(self, possible: list[Queued], owner: str, free: FreeSlots | None) -> None:
         expected = min(possible, key=lambda job: (-job.priority, job.id), default=None)
-        if expected is not None and offer is not None and expected.devices > len(offer.slots):
+        if expected is not None and free is not None and expected.devices > len(free.slots):
             expected = None  # it waits for more free devices, and nothing comes before it
-        claimed = claims.claim_next_job(self.resources, owner, offer)
+        claimed = claims.claim_next_job(self.resources, owner, free)
         assert (claimed and claimed.id) == (expected and expected.id)
         if claimed is not None:
             del self.queue[claimed.id]

@@ -10,7 +10,7 @@ from sqlalchemy import text
 
 from app.domain.lifecycle import State
 from app.domain.principal import OPERATOR, Scope
-from app.domain.worker import GIB, Offer, WaitingCode
+from app.domain.worker import GIB, FreeSlots, WaitingCode
 from app.services import claims, fleet, jobs
 from app.services.monitoring import measure_backlog
 from app.services.resources import Resources
@@ -21,11 +21,11 @@ from tests.app.fleets import CPU, HOST_BYTES, enqueue, gpu, miss_heartbeats, reg
 pytestmark = [pytest.mark.postgres, pytest.mark.broker]
 
 
-def offer_of(gib: int, **options: bool) -> Offer:
-    return Offer.of(*slots(gpu(gib, **options)))
+def free_slot(gib: int, **options: bool) -> FreeSlots:
+    return FreeSlots.of(*slots(gpu(gib, **options)))
 
 
-CPU_OFFER = Offer.of(*slots(CPU))
+CPU_SLOT = FreeSlots.of(*slots(CPU))
 
 
 def reason(resources: Resources, job_id: str) -> str | None:
@@ -65,10 +65,10 @@ def test_a_job_that_no_worker_can_run_does_not_hold_up_those_behind_it(
 ) -> None:
     enqueue(resources, device="gpu", gib=60, priority=9)
     behind = enqueue(resources, device="gpu", gib=10, priority=0)
-    claimed = claims.claim_next_job(resources, "worker", offer_of(24))
+    claimed = claims.claim_next_job(resources, "worker", free_slot(24))
     assert claimed is not None
     assert claimed.id == behind.id
-    assert claims.claim_next_job(resources, "worker", offer_of(24)) is None
+    assert claims.claim_next_job(resources, "worker", free_slot(24)) is None
 
 
 def test_a_gpu_claims_neither_what_exceeds_its_memory_nor_a_dtype_that_it_lacks(
@@ -76,10 +76,10 @@ def test_a_gpu_claims_neither_what_exceeds_its_memory_nor_a_dtype_that_it_lacks(
 ) -> None:
     large = enqueue(resources, device="gpu", gib=40)
     bfloat16 = enqueue(resources, device="gpu", dtype="bfloat16")
-    old = offer_of(24, bfloat16=False)
+    old = free_slot(24, bfloat16=False)
     assert claims.claim_next_job(resources, "worker", old) is None
-    assert claims.claim_next_job(resources, "worker", CPU_OFFER) is None
-    taken = [claims.claim_next_job(resources, "worker", offer_of(40)) for _ in range(2)]
+    assert claims.claim_next_job(resources, "worker", CPU_SLOT) is None
+    taken = [claims.claim_next_job(resources, "worker", free_slot(40)) for _ in range(2)]
     assert [job and job.id for job in taken] == [large.id, bfloat16.id]
 
 
@@ -89,9 +89,9 @@ def test_a_job_on_auto_leaves_a_gpu_that_is_too_small_to_a_better_device(
     job = enqueue(resources, gib=40)
     register(resources, "small", gpu(24))
     register(resources, "large", gpu(80))
-    assert claims.claim_next_job(resources, "small", offer_of(24)) is None
+    assert claims.claim_next_job(resources, "small", free_slot(24)) is None
     fleet.unregister(resources, "large")
-    claimed = claims.claim_next_job(resources, "small", offer_of(24))
+    claimed = claims.claim_next_job(resources, "small", free_slot(24))
     assert claimed is not None
     assert claimed.id == job.id, "no better device is left"
 
@@ -102,9 +102,9 @@ def test_a_gpu_is_not_taken_by_a_job_on_cpu_while_there_is_a_worker_without_gpus
     job = enqueue(resources, device="cpu")
     register(resources, "cpu", CPU)
     register(resources, "gpu", gpu(24))
-    assert claims.claim_next_job(resources, "gpu", offer_of(24)) is None
+    assert claims.claim_next_job(resources, "gpu", free_slot(24)) is None
     fleet.unregister(resources, "cpu")
-    claimed = claims.claim_next_job(resources, "gpu", offer_of(24))
+    claimed = claims.claim_next_job(resources, "gpu", free_slot(24))
     assert claimed is not None
     assert claimed.id == job.id
 
@@ -125,19 +125,19 @@ def test_jobs_admitted_before_the_migration_run_on_any_gpu(
     job = enqueue(resources, device=device)
     with resources.database.transaction() as transaction:
         transaction.execute(text("UPDATE jobs SET compression = compression - 'dtype'"))
-    assert claims.claim_next_job(resources, "cpu", CPU_OFFER) is None
-    claimed = claims.claim_next_job(resources, "gpu", offer_of(8))
+    assert claims.claim_next_job(resources, "cpu", CPU_SLOT) is None
+    claimed = claims.claim_next_job(resources, "gpu", free_slot(8))
     assert claimed is not None
     assert claimed.id == job.id
 
 
 def test_a_job_moves_to_a_larger_gpu_after_one_was_too_small(resources: Resources) -> None:
     enqueue(resources, device="gpu", gib=10)
-    first = claims.claim_next_job(resources, "small", offer_of(24))
+    first = claims.claim_next_job(resources, "small", free_slot(24))
     assert first is not None
     claims.requeue_job(resources, first.lease, None, gpu_bytes=24 * GIB + 1)
-    assert claims.claim_next_job(resources, "small", offer_of(24)) is None
-    again = claims.claim_next_job(resources, "large", offer_of(80))
+    assert claims.claim_next_job(resources, "small", free_slot(24)) is None
+    again = claims.claim_next_job(resources, "large", free_slot(80))
     assert again is not None
     assert again.gpu_bytes == 24 * GIB + 1
 
@@ -219,8 +219,8 @@ def test_the_service_shows_workers_devices_and_their_jobs(
     job = enqueue(resources, device="gpu", gib=10)
     register(resources, "worker", gpu(24), gpu(80))
     first, second = slots(gpu(24), gpu(80))
-    assert claims.claim_next_job(resources, "worker", Offer.of(second)) is not None
-    assert claims.claim_next_job(resources, "worker", Offer.of(first)) is None
+    assert claims.claim_next_job(resources, "worker", FreeSlots.of(second)) is not None
+    assert claims.claim_next_job(resources, "worker", FreeSlots.of(first)) is None
     status = client.get("/v1/service").json()
     (worker,) = status["fleet"]
     assert (worker["id"], worker["host_memory_bytes"]) == ("worker", HOST_BYTES)
@@ -241,19 +241,19 @@ def test_a_job_on_several_gpus_is_claimed_once_enough_are_free_and_shown_on_each
     behind = enqueue(resources, device="gpu", gib=10)
     register(resources, "worker", CPU, gpu(24), gpu(24), gpu(80))
     cpu, first, second, large = slots(CPU, gpu(24), gpu(24), gpu(80))
-    assert claims.claim_next_job(resources, "worker", Offer.of(cpu)) is None
-    assert claims.claim_next_job(resources, "worker", Offer(slots=(second,), total=2)) is None
-    other = claims.claim_next_job(resources, "worker", Offer.of(large))
+    assert claims.claim_next_job(resources, "worker", FreeSlots.of(cpu)) is None
+    assert claims.claim_next_job(resources, "worker", FreeSlots(slots=(second,), total=2)) is None
+    other = claims.claim_next_job(resources, "worker", FreeSlots.of(large))
     assert other is not None
     assert other.id == behind.id, "a kind of device that has too few does not wait"
-    claimed = claims.claim_next_job(resources, "worker", Offer.of(first, second))
+    claimed = claims.claim_next_job(resources, "worker", FreeSlots.of(first, second))
     assert claimed is not None
     assert claimed.id == job.id
     (worker,) = client.get("/v1/service").json()["fleet"]
     running = [[run["job_id"] for run in device["jobs"]] for device in worker["devices"]]
     assert running == [[], [job.id], [job.id], [behind.id]]
     claims.requeue_job(resources, claimed.lease, None)
-    again = claims.claim_next_job(resources, "worker-2", Offer.of(*slots(*[gpu(40)] * 3)))
+    again = claims.claim_next_job(resources, "worker-2", FreeSlots.of(*slots(*[gpu(40)] * 3)))
     assert again is not None
     assert again.id == job.id
 
@@ -263,7 +263,7 @@ def test_jobs_of_other_projects_are_shown_without_details(
 ) -> None:
     enqueue(resources)
     register(resources, "worker", CPU)
-    assert claims.claim_next_job(resources, "worker", CPU_OFFER) is not None
+    assert claims.claim_next_job(resources, "worker", CPU_SLOT) is not None
     reader = key_of(resources, Scope.READ, "other").secret
     status = closed.get("/v1/service", headers={"authorization": f"Bearer {reader}"}).json()
     assert status["fleet"][0]["devices"][0]["jobs"] == [

@@ -18,7 +18,7 @@ from typer.testing import CliRunner, Result
 from app.cli.main import app
 from app.domain.lifecycle import State
 from app.domain.principal import OPERATOR, Scope
-from app.domain.worker import Offer
+from app.domain.worker import FreeSlots
 from app.services import claims, jobs
 from app.services.resources import Resources
 from app.settings import Settings
@@ -237,8 +237,8 @@ def test_the_service_lists_every_device_and_what_it_is_doing(
 ) -> None:
     job = enqueue(resources, device="gpu", gib=10)
     register(resources, "host:1:abcd", CPU, gpu(24))
-    offer = Offer.of(slots(CPU, gpu(24))[1])
-    assert claims.claim_next_job(resources, "host:1:abcd", offer) is not None
+    free = FreeSlots.of(slots(CPU, gpu(24))[1])
+    assert claims.claim_next_job(resources, "host:1:abcd", free) is not None
     shown = run("service")
     assert shown.exit_code == 0, shown.output
     (idle,) = [line for line in shown.stdout.splitlines() if "cpu x 4" in line]

@@ -103,7 +103,7 @@ def place(job: JobRecord, slots: Sequence[Slot]) -> Placement:
     fits = requirement.device is DeviceChoice.AUTO and slots[0].device.fits(requirement)
     if fits or requirement.device is DeviceChoice.GPU:
         names = [slot.visible_devices for slot in slots if slot.visible_devices is not None]
-        return Placement(device="cuda", visible_devices=",".join(names))
+        return Placement(device="cuda", visible_devices=",".join(names) or None)
     return Placement(device="cpu", visible_devices=_NO_GPU)
 
 

@@ -143,6 +143,8 @@ class BatchSize:
     """Name of the size in warnings."""
     lower: str = "compression.calibration.sequence_length"
     """Setting to lower where a single sequence does not fit."""
+    is_fixed: bool = False
+    """Flag to fail at once, for ranks whose attempts must not differ."""
     size: int = field(init=False)
 
     def __post_init__(self) -> None:
@@ -159,19 +161,24 @@ class BatchSize:
                 gives the result of a run that began with the smaller size.
 
         Raises:
-            OutOfDeviceMemoryError: if a batch of one sequence does not fit.
+            OutOfDeviceMemoryError: if a batch of one sequence does not fit, or the size is fixed.
         """
         while True:
             try:
-                with out_of_memory_reported(self.lower):
+                with out_of_memory_reported(self._setting_to_lower):
                     return attempt(self.size)
             except OutOfDeviceMemoryError:
-                if self.size == 1:
+                if self.size == 1 or self.is_fixed:
                     raise
             # After the handler, so that no traceback keeps tensors.
             _release_memory()
             self._halve()
             undo()
+
+    @property
+    def _setting_to_lower(self) -> str:
+        """Return the setting that decides how much memory the next attempt of a run needs."""
+        return self.setting if self.is_fixed and self.size > 1 else self.lower
 
     def _halve(self) -> None:
         before, self.size = self.size, self.size // 2

@@ -95,6 +95,12 @@ def _predicted(
     if not durations:
         message = "no worker has finished a job of this method yet: its speed is not known"
         warnings.append(Caution(code="speed_unknown", message=message))
+    elif admitted.compression.devices > 1:
+        message = (
+            f"the expected time is that of one device: {admitted.compression.devices} divide the"
+            " calibration among them"
+        )
+        warnings.append(Caution(code="speed_of_one_device", message=message))
     return durations, trials, warnings
 
 
@@ -103,11 +109,12 @@ def record_rates(
 ) -> None:
     """Record the speed of a finished job for later estimates.
 
-    Only a job that did all of its work counts: not one that resumed another attempt's, nor one of
-    a sweep, whose jobs share work.
+    Only a job that did all of its work on one device counts: not one that resumed another
+    attempt's, nor one of a sweep, whose jobs share work.
     """
     device, params = report.get("device"), report.get("compressible_before")
-    if device is None or not params or job.attempt > 1 or job.sweep_id is not None:
+    shares_work = job.attempt > 1 or job.sweep_id is not None or job.compression.devices > 1
+    if device is None or not params or shares_work:
         return
     layers = report["geometry"]["num_hidden_layers"]
     compression = job.compression

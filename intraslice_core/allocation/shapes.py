@@ -52,14 +52,11 @@ from intraslice_core.config import Allocator
 from intraslice_core.errors import ConfigurationError
 from intraslice_core.methods import METHODS, resolve_allocator
 from intraslice_core.plan import ONLY_DENSE, ModelPlan, ShapeConstraint
+from intraslice_core.ranks import MAIN
 from intraslice_core.reports.schema import AllocationReport, CandidateReport, TrialReport
 from intraslice_core.sensitivity.layer_sensitivity import LayerSensitivity
-from intraslice_core.sensitivity.measurement import (
-    MEASUREMENT,
-    ModelSensitivity,
-    load_sensitivity,
-    save_sensitivity,
-)
+from intraslice_core.sensitivity.measurement import MEASUREMENT, ModelSensitivity
+from intraslice_core.sensitivity.sensitivity_file import load_sensitivity, save_sensitivity
 
 __all__ = [
     "SENSITIVITY_SHARE",
@@ -90,6 +87,8 @@ def choose_shapes(context: AllocationContext, tokens: Tensor) -> Shapes:
         NumericalError: naming the layer.
     """
     shapes = _choose_shapes(context, tokens)
+    # All ranks have chosen alike up to rounding; from here on they have the same.
+    shapes = context.layers.ranks.computed(MAIN, lambda: shapes)
     item_bytes, demands = context.stored_dtype.itemsize, context.demands.shapes
     preferred = fast_shapes(context.config, context.geometry, item_bytes, demands)
     section = fast_shapes_report(shapes.plan, context.geometry, preferred, shapes.extra_loss)
@@ -179,12 +178,11 @@ def _measured(
     cache, allocator = context.cache, resolve_allocator(context.config)
     with_trial_cuts = allocator == "lagrangian"
     with_value_dims = METHODS[context.config.method].value_basis == "coordinates"
-    if cache is not None:
-        for trials, dims in product((True, with_trial_cuts), (True, with_value_dims)):
-            name = _cached_name(context, tokens, with_trial_cuts=trials, with_value_dims=dims)
-            cached = load_sensitivity(cache.directory / name)
-            if cached is not None:
-                return cached
+    cached = context.layers.ranks.computed(
+        MAIN, lambda: _cached(context, tokens, with_trial_cuts, with_value_dims)
+    )
+    if cached is not None:
+        return cached
     ends_stage = context.config.mask_training is None and (
         allocator in ("uniform", "solution_path")
         or not METHODS[context.config.method].measures_sensitivity
@@ -209,6 +207,20 @@ def _measured(
         save_sensitivity(cache.directory / name, measured)
         cache.on_saved(name)
     return measured
+
+
+def _cached(
+    context: AllocationContext, tokens: Tensor, with_trial_cuts: bool, with_value_dims: bool
+) -> ModelSensitivity | None:
+    """Return a cached measurement that has at least these parts."""
+    if context.cache is None:
+        return None
+    for trials, dims in product((True, with_trial_cuts), (True, with_value_dims)):
+        name = _cached_name(context, tokens, with_trial_cuts=trials, with_value_dims=dims)
+        cached = load_sensitivity(context.cache.directory / name)
+        if cached is not None:
+            return cached
+    return None
 
 
 def _cached_name(
@@ -321,6 +333,7 @@ def _lagrangian(
                 allocate,
                 partial(_divergences, context, trials),
                 rival,
+                context.layers.ranks,
             )
             scored = result.candidates[0].scored
     except ConfigurationError as error:

@@ -11,12 +11,14 @@ from intraslice_core.calibration.python_text import Part
 from intraslice_core.calibration.sources import VALID_SOURCES, Reading, interleave, load_text
 from intraslice_core.calibration.tokens import (
     ReadTokens,
+    TextToWrite,
     calibration_hash,
     calibration_tokens,
     sequence_groups,
     sequence_sources,
     source_tokens,
     tokenise_documents,
+    write_with_main,
 )
 from intraslice_core.calibration.window_stream import stream_windows
 from intraslice_core.calibration.windows import text_prefix
@@ -27,6 +29,7 @@ __all__ = [
     "Part",
     "ReadTokens",
     "Reading",
+    "TextToWrite",
     "WritingListener",
     "WritingProgress",
     "WrittenText",
@@ -42,4 +45,5 @@ __all__ = [
     "stream_windows",
     "text_prefix",
     "tokenise_documents",
+    "write_with_main",
 ]

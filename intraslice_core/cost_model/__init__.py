@@ -20,12 +20,14 @@ from intraslice_core.cost_model.memory import (
     peak_memory,
     stage_bytes,
 )
+from intraslice_core.cost_model.parallel import H100_SXM, Machine, StageCost, parallel_costs
 from intraslice_core.cost_model.rates import REFERENCE_RATES, MachineRates, machine_rates
 from intraslice_core.cost_model.sizes import Estimate, estimate
 from intraslice_core.cost_model.tournament import Candidate, TournamentPlan, plan_tournament
 from intraslice_core.cost_model.work import stage_work
 
 __all__ = [
+    "H100_SXM",
     "REFERENCE_RATES",
     "AllocationSeconds",
     "Candidate",
@@ -33,8 +35,10 @@ __all__ = [
     "Estimate",
     "EvaluationSeconds",
     "ExpectedDurations",
+    "Machine",
     "MachineRates",
     "StageBytes",
+    "StageCost",
     "StageFlops",
     "TournamentPlan",
     "allocation_seconds",
@@ -45,6 +49,7 @@ __all__ = [
     "fine_tuning_bytes",
     "least_writing_bytes",
     "machine_rates",
+    "parallel_costs",
     "peak_memory",
     "plan_tournament",
     "read_dense",

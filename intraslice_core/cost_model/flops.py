@@ -82,7 +82,7 @@ class StageFlops(FrozenModel):
 
 def stage_flops(geometry: ModelGeometry, compression: CompressionConfig) -> StageFlops:
     """Estimate the operations of all stages, assuming that every module loses the same ratio."""
-    work = _Work(geometry, compression)
+    work = Work(geometry, compression)
     compensates = METHODS[compression.method].compensate
     refits = work.of_remaining_layers()
     trials = TRIAL_PLANS if work.parts.trial_fit else 0
@@ -102,13 +102,13 @@ def stage_flops(geometry: ModelGeometry, compression: CompressionConfig) -> Stag
 
 
 @dataclass(frozen=True)
-class _Work:
+class Work:
     """Operation counts for one model and one compression."""
 
     geometry: ModelGeometry
     compression: CompressionConfig
 
-    def of_remaining_layers(self) -> _Work:
+    def of_remaining_layers(self) -> Work:
         """Return the work of a model of the layers that remain, all of them dense.
 
         It is this work itself for methods that keep all layers.
@@ -116,21 +116,24 @@ class _Work:
         if METHODS[self.compression.method].layers is None:
             return self
         layers = max(round(self.kept * self.layers), 1)
-        return _Work(
+        return Work(
             self.geometry.model_copy(update={"num_hidden_layers": layers}),
             self.compression.model_copy(update={"ratio": 0.0}),
         )
 
     @property
     def samples(self) -> int:
+        """Number of calibration sequences."""
         return self.compression.calibration.samples
 
     @property
     def length(self) -> int:
+        """Tokens of a sequence."""
         return self.compression.calibration.sequence_length
 
     @property
     def layers(self) -> int:
+        """Number of decoder layers."""
         return self.geometry.num_hidden_layers
 
     @property
@@ -140,15 +143,23 @@ class _Work:
 
     @property
     def kept(self) -> float:
+        """Fraction of every module that remains."""
         ratio = self.compression.ratio
         return 1.0 - (0.3 if ratio is None else ratio)
 
     @property
     def parts(self) -> EstimatorSequences:
+        """Sequences and tokens of the allocation."""
         return EstimatorSequences.of(self.compression)
 
     @property
+    def check_sequences(self) -> int:
+        """Sequences on which trial compressions are judged."""
+        return min(8, max(self.samples // 8, 1))
+
+    @property
     def dampings(self) -> tuple[int, int]:
+        """Numbers of candidates for both dampings."""
         method = METHODS[self.compression.method]
         return len(method.damping_own), len(method.damping_correction)
 
@@ -203,13 +214,13 @@ class _Work:
         trials = len(trial_layers(self.layers)) * TRIALS_PER_LAYER + 1
         positions = min(TRIAL_CUT_POSITIONS, parts.trial_cut_tokens)
         return (
-            parts.sensitivity * self.layers * (layer + self._grams())
+            parts.sensitivity * self.layers * (layer + self.grams())
             + parts.trial_cut_tokens / self.length * check_layer_passes(self.layers) * layer
             + positions / self.length * trials * self.head()
             + self.layers * self._pair_effects()
         )
 
-    def _grams(self) -> float:
+    def grams(self) -> float:
         """Count the Gram matrices of one sequence in both modules of a layer."""
         return 2.0 * _TRIANGLE * self.length * (self.inner**2 + self.geometry.intermediate_size**2)
 
@@ -254,7 +265,7 @@ class _Work:
             return 0.0
         layer = self.attention() + self.mlp()
         checks = self.sequence(1.0) + TRIAL_PLANS * (self.kept * self.layers * layer + self.head())
-        fit = parts.trial_fit * self.layers * (layer + self._grams())
+        fit = parts.trial_fit * self.layers * (layer + self.grams())
         return fit + parts.judged_tokens / self.length * checks
 
     def masks(self) -> float:

@@ -113,6 +113,20 @@ def test_a_batch_of_one_that_does_not_fit_names_another_setting() -> None:
     assert caught.value.field == "compression.calibration.sequence_length"
 
 
+def test_a_fixed_batch_is_not_repeated_and_names_itself_while_it_can_be_lowered() -> None:
+    for size, setting in ((4, "batch_size"), (1, "calibration.sequence_length")):
+        batch, attempts = BatchSize(requested=size, is_fixed=True), []
+
+        def attempt(size: int, attempts: list[int] = attempts) -> None:
+            attempts.append(size)
+            raise torch.OutOfMemoryError(MESSAGE)
+
+        with pytest.raises(OutOfDeviceMemoryError) as caught:
+            batch.repeat(attempt)
+        assert attempts == [size]
+        assert caught.value.field == f"compression.{setting}"
+
+
 def test_tensors_of_a_failed_attempt_are_freed_before_the_next() -> None:
     alive: list[int] = []
 

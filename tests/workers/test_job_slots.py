@@ -1,4 +1,4 @@
-"""A worker runs as many jobs at once as it may, with hints and without."""
+"""A worker runs as many jobs at once as it may, with hints and without, on one device or more."""
 
 from __future__ import annotations
 
@@ -29,16 +29,20 @@ class Engine:
         self.running = self.most = 0
         self.devices: dict[str, Device] = {}
         """Device of every job that was started."""
+        self.numbers: dict[str, list[int]] = {}
+        """Numbers of its devices."""
         self._lock = threading.Lock()
 
-    def run_next_job(
-        self, resources: Resources, owner: str, _stopping: threading.Event, slot: Slot
-    ) -> JobRecord | None:
-        job = claims.claim_next_job(resources, owner, slot)
-        if job is None:
-            return None
+    def run_job(
+        self,
+        resources: Resources,
+        job: JobRecord,
+        _stopping: threading.Event,
+        slots: tuple[Slot, ...],
+    ) -> JobRecord:
         with self._lock:
-            self.devices[job.id] = slot.device
+            self.devices[job.id] = slots[0].device
+            self.numbers[job.id] = [slot.number for slot in slots]
             self.running += 1
             self.most = max(self.most, self.running)
         self.started.release()
@@ -51,7 +55,7 @@ class Engine:
 @pytest.fixture
 def engine(monkeypatch: pytest.MonkeyPatch) -> Engine:
     made = Engine()
-    monkeypatch.setattr(job_slots, "run_next_job", made.run_next_job)
+    monkeypatch.setattr(job_slots, "run_job", made.run_job)
     return made
 
 
@@ -162,14 +166,48 @@ def test_a_slot_waits_until_the_jobs_of_others_leave_the_memory_of_the_host(
     assert engine.devices.keys() == {job.id for job in jobs}
 
 
+def test_a_job_on_several_gpus_runs_once_enough_are_free_and_before_those_behind_it(
+    resources: Resources, engine: Engine
+) -> None:
+    first = enqueue(resources, device="gpu", gib=10)
+    fleet = JobSlots(resources, "worker-1", threading.Event(), slots(*[gpu(24)] * 2))
+    busy = threading.Thread(target=fleet.run_queued)
+    busy.start()
+    assert engine.started.acquire(timeout=30)
+    pair = enqueue(resources, gib=10, devices=2)
+    behind = enqueue(resources, device="gpu", gib=10)
+    assert fleet.run_queued() == 0, "the free GPU waits for the other one"
+    engine.may_end.release()
+    assert engine.started.acquire(timeout=30)
+    assert engine.numbers == {first.id: [0], pair.id: [0, 1]}
+    assert fleet.run_queued() == 0, "both are busy"
+    for _ in range(2):
+        engine.may_end.release()
+    busy.join(30)
+    assert engine.numbers[behind.id] == [0]
+    assert engine.most == 1
+
+
+def test_a_job_for_more_gpus_than_a_worker_has_holds_up_nothing(
+    resources: Resources, engine: Engine
+) -> None:
+    enqueue(resources, gib=10, devices=3)
+    behind = enqueue(resources, device="gpu", gib=10)
+    fleet = JobSlots(resources, "worker-1", threading.Event(), slots(*[gpu(24)] * 2, gpu(80)))
+    engine.may_end.release()
+    assert fleet.run_queued() == 1
+    assert list(engine.devices) == [behind.id]
+
+
 def test_a_job_that_crashes_frees_its_slot(
     resources: Resources, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def crash(*_arguments: object, **_options: object) -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr(job_slots, "run_next_job", crash)
+    monkeypatch.setattr(job_slots, "run_job", crash)
     slots = slots_of(resources, 1, threading.Event())
     for _ in range(2):
+        queued(resources)
         with pytest.raises(ZeroDivisionError):
             slots.run_queued()

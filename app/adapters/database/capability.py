@@ -5,15 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import get_args
 
-from sqlalchemy import ColumnElement, and_, case, func, or_
+from sqlalchemy import ColumnElement, Integer, and_, case, cast, func, or_
 
 from app.adapters.database.tables import jobs
 from app.domain.worker import ANY_DTYPE, Device, DeviceChoice, Registration
 from intraslice_core.config import ComputeDtype
 
 _NAME = func.coalesce(jobs.c.compression["device"].astext, DeviceChoice.AUTO.value)
+DEVICES = func.coalesce(cast(jobs.c.compression["devices"].astext, Integer), 1)
+"""Number of equal devices of one worker that a job asks for; more than one are GPUs."""
 # Jobs of earlier releases name devices as torch does: see `requested_device`.
-_ASKS_FOR_GPU = func.split_part(_NAME, ":", 1).in_((DeviceChoice.GPU.value, "cuda"))
+_ASKS_FOR_GPU = or_(
+    func.split_part(_NAME, ":", 1).in_((DeviceChoice.GPU.value, "cuda")), DEVICES > 1
+)
 _ASKS_FOR_CPU = _NAME.in_((DeviceChoice.CPU.value,))
 _DTYPE = func.coalesce(jobs.c.compression["dtype"].astext, ANY_DTYPE)
 _GPU_BYTES = func.coalesce(jobs.c.gpu_bytes, 0)
@@ -22,23 +26,25 @@ _NONE = -1
 
 
 def can_run(
-    device: Device, registered: Iterable[Registration], host_bytes: int
+    device: Device, registered: Iterable[Registration], host_bytes: int, total: int = 1
 ) -> ColumnElement[bool]:
-    """Return the condition that a device may claim a job.
+    """Return the condition that equal devices of a worker, all free, may claim a job.
 
     A CPU takes what does not ask for a GPU and fits the memory of its host. A GPU takes what fits
     it. Only where no worker without GPUs has the memory, it also takes what asks for a CPU, and
     jobs on `auto` that fit no GPU: they run on its host's CPU, and would wait for ever otherwise.
 
     Args:
-        device: the device of the claiming slot.
+        device: the device of the claiming slots.
         registered: all live workers; not considered for a CPU.
         host_bytes: memory of the worker's host.
+        total: number of such devices that the worker has.
     """
     on_host = and_(~_ASKS_FOR_GPU, fits_host(host_bytes))
     if device.kind == "cpu":
         return on_host
-    return or_(runs_on(device), and_(on_host, _lacks_a_device(tuple(registered))))
+    fits = and_(runs_on(device), DEVICES <= total)
+    return or_(fits, and_(on_host, _lacks_a_device(tuple(registered))))
 
 
 def runs_on(gpu: Device) -> ColumnElement[bool]:

@@ -25,6 +25,7 @@ _HIDDEN = {
     "queued_at",
     "claimed_at",
     "device_number",
+    "further_device_numbers",
     "artifacts_checked_at",
     "artifacts_missing_at",
 }

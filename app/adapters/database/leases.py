@@ -8,33 +8,34 @@ from datetime import timedelta
 from sqlalchemy import ColumnElement, and_, false, func, or_, select, true, update
 
 from app.adapters.database import workers
-from app.adapters.database.capability import can_run, fits_host, runs_on
+from app.adapters.database.capability import DEVICES, can_run, fits_host, runs_on
 from app.adapters.database.engine import Transaction
 from app.adapters.database.job_rows import COLUMNS, change, fetch, from_now, owned, seconds
 from app.adapters.database.notifications import announcement
 from app.adapters.database.tables import jobs
 from app.domain.job import JobRecord, Lease, Progress
 from app.domain.lifecycle import LEASED, TRANSITIONS, Action, State
-from app.domain.worker import Device, Slot
+from app.domain.worker import Device, FreeSlots
 from intraslice_core.progress import Stage
 
 
 def claim_next(
-    transaction: Transaction, owner: str, lease_seconds: float, slot: Slot | None = None
+    transaction: Transaction, owner: str, lease_seconds: float, free: FreeSlots | None = None
 ) -> JobRecord | None:
     """Take the lease of a queued job and raise its fencing token; None if there is none to run.
 
-    Of the jobs that the slot's device can run, the one of highest priority comes first, among
-    equals the oldest. A job that the device cannot run does not hold up those behind it. One on a
-    CPU that waits for memory of the host does: smaller ones would always come first.
+    Of the jobs that the worker's devices can run, the one of highest priority comes first, among
+    equals the oldest. A job that the devices cannot run does not hold up those behind it. One that
+    needs more devices than are free does, or on a CPU more memory: none is claimed, so that they
+    become free.
 
     Args:
         transaction: the transaction of the claim.
         owner: name of the worker.
         lease_seconds: time until the lease expires.
-        slot: the free slot; None claims any job, as workers do that have registered no devices.
+        free: the free slots; None claims any job, as workers do that have registered no devices.
     """
-    capable, has_room = _conditions(transaction, owner, slot)
+    capable, has_room = _conditions(transaction, owner, free)
     following = (
         select(jobs.c.id)
         .where(jobs.c.state == State.QUEUED, capable)
@@ -42,12 +43,13 @@ def claim_next(
         .limit(1)
         .with_for_update(skip_locked=True)
     )
-    return change(
+    claimed = change(
         transaction,
         and_(
             jobs.c.id == following.scalar_subquery(),
             jobs.c.state.in_(TRANSITIONS[Action.CLAIM].sources),
             has_room,
+            true() if free is None else DEVICES <= len(free.slots),
         ),
         state=TRANSITIONS[Action.CLAIM].target,
         lease_owner=owner,
@@ -60,31 +62,41 @@ def claim_next(
         progress=None,
         error=None,
         next_hint_at=None,
-        device_number=None if slot is None else slot.number,
+        device_number=None if free is None else free.slots[0].number,
+        further_device_numbers=None,
     )
+    if claimed is not None and free is not None and claimed.compression.devices > 1:
+        further = [slot.number for slot in free.slots[1 : claimed.compression.devices]]
+        changed = update(jobs).where(jobs.c.id == claimed.id)
+        transaction.execute(changed.values(further_device_numbers=further))
+    return claimed
 
 
 def _conditions(
-    transaction: Transaction, owner: str, slot: Slot | None
+    transaction: Transaction, owner: str, free: FreeSlots | None
 ) -> tuple[ColumnElement[bool], ColumnElement[bool]]:
-    """Return the conditions that the slot can run a job, and that its host has room for it now."""
-    if slot is None:
+    """Return the conditions that the worker can run a job, and that its host has room for it now.
+
+    It can run a job once enough of its slots are free.
+    """
+    if free is None:
         return true(), true()
-    if slot.device.kind == "cpu":
-        total = slot.device.memory_bytes
-        capable = can_run(slot.device, (), total)
-        if slot.device.jobs_at_once == 1:
+    device = free.device
+    if device.kind == "cpu":
+        capable = can_run(device, (), device.memory_bytes)
+        if device.jobs_at_once == 1:
             return capable, true()
-        return capable, fits_host(total - _host_bytes_in_use(transaction, owner, ()))
+        in_use = _host_bytes_in_use(transaction, owner, ())
+        return capable, fits_host(device.memory_bytes - in_use)
     # Only a GPU asks which devices the other workers have.
     registered = workers.live_registrations(transaction)
     own = next((worker for worker in registered if worker.id == owner), None)
     # A worker that has yet to register takes no job that needs the memory of its host.
-    free = 0
+    room = 0
     if own is not None:
-        free = own.host_memory_bytes - _host_bytes_in_use(transaction, owner, own.devices)
+        room = own.host_memory_bytes - _host_bytes_in_use(transaction, owner, own.devices)
     # A GPU is not left idle for a job that would run on its host's CPU.
-    return can_run(slot.device, registered, free), true()
+    return can_run(device, registered, room, free.total), true()
 
 
 def _host_bytes_in_use(transaction: Transaction, owner: str, devices: Sequence[Device]) -> int:

@@ -433,6 +433,12 @@ def test_the_time_is_estimated_from_measured_rates(
     other = validate(client, {"model": model, "compression": {"method": "intraslice"}})
     assert other.json()["seconds"] is None
     assert "speed_unknown" in warnings(other)
+    pair = {"device": "gpu", "devices": 2}
+    estimated = validate(client, {"model": model, "compression": pair})
+    assert "speed_of_one_device" in warnings(estimated)
+    faster = running(resources, compression=job.compression.model_copy(update=pair))
+    estimates.record_rates(resources, faster, report, {Stage.COMPRESS: 1.0})
+    assert validate(client, {"model": model}).json()["seconds"] == answer["seconds"]
 
 
 def test_auto_lists_its_candidates_and_is_estimated_by_the_slowest_of_them(

@@ -1,0 +1,64 @@
+"""Compressions of a tiny model by several methods: `torchrun compressions.py DENSE FOLDER`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from intraslice_core.config import CalibrationConfig, CompressionConfig
+from intraslice_core.launcher import current_launch
+from intraslice_core.pipeline import compress_model
+
+SAMPLES = 13
+"""Sequences: an odd number, so that the ranks' shares differ."""
+LENGTH = 48
+MODEL: dict[str, Any] = {"num_hidden_layers": 5, "initializer_range": 0.15}
+MIXTURE = [{"source": "pydoc", "weight": 1.0}, {"source": "pycode", "weight": 1.0}]
+
+_TRAINING = {"max_tokens": 4 * LENGTH}
+CONFIGS: dict[str, dict[str, Any]] = {
+    "intraslice_plus": {},
+    "intraslice_plus_uniform": {"method": "intraslice_plus", "allocation": "uniform"},
+    "intraslice": {"ratio": 0.4},
+    "flap": {},
+    "wanda_sp": {},
+    "2ssp": {"ratio": 0.5},
+    "transact": {},
+    "modegpt": {},
+    "shortgpt": {},
+    "fusegpt": {},
+    "slicegpt": {},
+    "spp": {"mask_training": _TRAINING},
+    "disp": {"mask_training": _TRAINING},
+    "magnitude": {},
+}
+"""Settings by name, which is that of the method where it is not among them."""
+
+
+def config(name: str) -> CompressionConfig:
+    """Return the settings of a compression."""
+    settings = {
+        "method": name,
+        "ratio": 0.3,
+        "round_to": 2,
+        "dtype": "float32",
+        "batch_size": 3,
+        "calibration": CalibrationConfig.model_validate(
+            {"source": MIXTURE, "samples": SAMPLES, "sequence_length": LENGTH}
+        ),
+    }
+    return CompressionConfig.model_validate(settings | CONFIGS[name])
+
+
+def compress_all(dense: Path, folder: Path, names: list[str]) -> None:
+    """Write a checkpoint for each of the names."""
+    for name in names:
+        report = compress_model(str(dense), folder / name, config(name), verify=False)
+        launch = current_launch()
+        if launch is not None:  # every rank has the report
+            (folder / f"{name}-{launch.rank}.json").write_text(report.model_dump_json())
+
+
+if __name__ == "__main__":
+    compress_all(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3:])

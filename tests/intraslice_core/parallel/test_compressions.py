@@ -1,0 +1,57 @@
+"""Several processes write the checkpoint that one process writes, up to rounding."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from intraslice_core.reports.schema import CompressionReport
+from tests.intraslice_core.parallel import compressions
+from tests.intraslice_core.parallel.comparison import assert_same_model, report_in
+from tests.intraslice_core.parallel.launching import launch
+from tests.intraslice_core.tiny_models import tiny_llama
+
+IN_THREE = ("intraslice_plus", "modegpt", "slicegpt")
+"""Compressions that also run in three processes."""
+CASES = [(2, name) for name in compressions.CONFIGS] + [(3, name) for name in IN_THREE]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Checkpoints of one, two and three processes, in a directory for each number."""
+    folder = tmp_path_factory.mktemp("compressions")
+    dense = tiny_llama(folder / "dense", **compressions.MODEL)
+    compressions.compress_all(dense, folder / "1", [*compressions.CONFIGS])
+    for processes, names in ((2, [*compressions.CONFIGS]), (3, [*IN_THREE])):
+        (folder / str(processes)).mkdir()
+        done = launch(processes, compressions.__name__, dense, folder / str(processes), *names)
+        assert done.returncode == 0, done.stderr
+    return folder
+
+
+@pytest.mark.parametrize(("processes", "name"), CASES)
+def test_processes_choose_the_plan_of_one_and_its_weights_up_to_rounding(
+    processes: int, name: str, folder: Path
+) -> None:
+    assert_same_model(folder / str(processes) / name, folder / "1" / name)
+
+
+@pytest.mark.parametrize("name", ["intraslice_plus", "flap"])
+def test_all_ranks_get_the_report_of_the_first(name: str, folder: Path) -> None:
+    written = report_in(folder / "2" / name)
+    for rank in range(2):
+        own = (folder / "2" / f"{name}-{rank}.json").read_text()
+        assert CompressionReport.model_validate_json(own).plan == written.plan
+
+
+def test_reports_have_the_measurements_of_one_process(folder: Path) -> None:
+    alone, together = (report_in(folder / number / "intraslice_plus") for number in "12")
+    for expected, layer in zip(alone.layers, together.layers, strict=True):
+        assert layer.mlp.damping.keys() == expected.mlp.damping.keys()
+        assert layer.mlp.relative_error == pytest.approx(expected.mlp.relative_error, rel=1e-3)
+        assert len(layer.attention.spectra) == len(expected.attention.spectra)
+    assert together.allocation.rank_correlation == pytest.approx(
+        alone.allocation.rank_correlation, abs=0.05
+    )
+    assert together.calibration_hash == alone.calibration_hash

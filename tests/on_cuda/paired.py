@@ -1,0 +1,65 @@
+"""One of two processes that compress a model together, each on a device of its own.
+
+`python -m tests.on_cuda.paired DENSE FOLDER METHOD ...`, with the variables of a launch. The devices
+are pretended, so that sums and broadcasts between them pass through host memory, in place of NCCL.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import torch.distributed as dist
+from torch import Tensor
+
+from intraslice_core import rank_connection
+from intraslice_core.launcher import Launch
+from intraslice_core.pipeline import compress_model
+from intraslice_core.ranks import ConnectedRanks
+from tests.on_cuda.devices import HOST_WORK, observed, settings
+
+_process_group = rank_connection._process_group
+
+
+class HostedRanks(ConnectedRanks):
+    """Ranks whose common operations are those of gloo on copies in host memory."""
+
+    def _reduce(self, tensor: Tensor, to: int | None) -> None:
+        host = tensor.cpu()
+        super()._reduce(host, to)
+        if host is not tensor:
+            tensor.copy_(host)
+
+    def _broadcast(self, tensor: Tensor, owner: int) -> None:
+        host = tensor.cpu()
+        super()._broadcast(host, owner)
+        if host is not tensor and owner != self.rank:
+            tensor.copy_(host)
+
+
+def _gloo_group(launch: Launch, prefix: str, _backend: str) -> dist.ProcessGroup:
+    """Return a group without NCCL, which needs real GPUs."""
+    return _process_group(launch, prefix, "gloo")
+
+
+def main() -> None:
+    """Compress by each method; fail if devices are mixed or work is done on the host."""
+    dense, folder, *methods = sys.argv[1:]
+    rank_connection.ConnectedRanks = HostedRanks  # type: ignore[misc]
+    rank_connection._process_group = _gloo_group
+    for method in methods:
+        with observed() as observation:
+            report = compress_model(
+                dense, Path(folder) / method, settings(method=method), verify=False
+            )
+            assert report.device != "cpu", report.device
+        log = observation.log
+        assert log is not None
+        assert not log.mixed, log.summary()
+        host = {line for _, line in log.host_flops if line.partition(":")[0] not in HOST_WORK}
+        assert not host, f"work on the host: {sorted(host)}"
+        assert observation.left == 0, f"{observation.left} bytes are still allocated"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,27 @@
+"""Processes with a device each compress as one process does, and mix no devices."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from intraslice_core.pipeline import compress_model
+from tests.intraslice_core.parallel.comparison import assert_same_model
+from tests.intraslice_core.parallel.launching import launch_without_a_launcher
+from tests.intraslice_core.tiny_models import tiny_llama
+from tests.on_cuda import paired
+from tests.on_cuda.devices import REAL, settings
+
+METHODS = ("intraslice_plus", "slicegpt")
+
+
+@pytest.mark.skipif(REAL, reason="each process needs a GPU of its own")
+def test_two_processes_work_on_their_devices_alone(tmp_path: Path) -> None:
+    dense = tiny_llama(tmp_path / "dense")
+    for done in launch_without_a_launcher(2, paired.__name__, dense, tmp_path / "2", *METHODS):
+        assert done.returncode == 0, done.stderr[-5000:]
+    for method in METHODS:
+        config = settings(method=method, device="cpu")
+        compress_model(str(dense), tmp_path / "1" / method, config, verify=False)
+        assert_same_model(tmp_path / "2" / method, tmp_path / "1" / method)

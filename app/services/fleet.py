@@ -53,9 +53,10 @@ def remove_silent(resources: Resources) -> None:
 
 
 def is_selective(resources: Resources) -> bool:
-    """Return whether a free slot of a live worker may be unable to run what another one can.
+    """Return whether a free slot of a live worker may have to leave a job to others or for later.
 
-    So it is with GPUs, with hosts of several sizes, and where several jobs share a host.
+    So it is with GPUs, with hosts of several sizes, and where several jobs share a host: when one
+    leaves its memory, its slot takes one of the jobs that have room then.
     """
     with resources.database.transaction() as transaction:
         registered = workers.live_registrations(transaction)
@@ -63,7 +64,7 @@ def is_selective(resources: Resources) -> bool:
     return (
         any(device.kind == "gpu" for device in devices)
         or len({worker.host_memory_bytes for worker in registered}) > 1
-        or (len(registered) > 1 and any(device.jobs_at_once > 1 for device in devices))
+        or any(device.jobs_at_once > 1 for device in devices)
     )
 
 

@@ -116,17 +116,13 @@ def test_a_worker_claims_no_job_that_exceeds_its_host(resources: Resources) -> N
     large = enqueue(resources, device="cpu", host_gib=33)
     behind = enqueue(resources, host_gib=32)
     small = slots(cpu(32))[0]
-    claimed = claims.claim_next_job(resources, "small", small)
-    assert claimed is not None
-    assert claimed.id == behind.id
-    assert claims.claim_next_job(resources, "small", small) is None
+    assert taken(resources, "small", small) == behind.id
+    assert taken(resources, "small", small) is None
     register(resources, "small", cpu(32))
     assert reason(resources, large.id) == "waiting: no worker with ≥ 33 GiB of memory"
     register(resources, "large", cpu(64))
     assert reason(resources, large.id) is None
-    again = claims.claim_next_job(resources, "large", slots(cpu(64))[0])
-    assert again is not None
-    assert again.id == large.id
+    assert taken(resources, "large", slots(cpu(64))[0]) == large.id
 
 
 def test_jobs_that_share_a_host_share_its_memory(resources: Resources) -> None:

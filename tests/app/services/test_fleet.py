@@ -12,7 +12,7 @@ from sqlalchemy import text
 from app.domain.job import JobError
 from app.domain.lifecycle import State
 from app.domain.principal import OPERATOR, Scope
-from app.domain.worker import GIB, FreeSlots, WaitingCode
+from app.domain.worker import GIB, FreeSlots, Slot, WaitingCode
 from app.services import claims, fleet, jobs
 from app.services.monitoring import measure_backlog
 from app.services.resources import Resources

@@ -54,7 +54,7 @@ def runs_on(gpu: Device) -> ColumnElement[bool]:
 
 def fits_host(host_bytes: int) -> ColumnElement[bool]:
     """Return the condition that a job needs no more than this memory of a host."""
-    return _HOST_BYTES <= host_bytes
+    return host_bytes >= _HOST_BYTES
 
 
 def _lacks_a_device(registered: Sequence[Registration]) -> ColumnElement[bool]:
@@ -63,7 +63,7 @@ def _lacks_a_device(registered: Sequence[Registration]) -> ColumnElement[bool]:
     hosts = [worker.host_memory_bytes for device, worker in devices if device.kind == "cpu"]
     gpus = [device for device, _ in devices if device.kind == "gpu"]
     return and_(
-        _HOST_BYTES > max(hosts, default=_NONE),
+        max(hosts, default=_NONE) < _HOST_BYTES,
         or_(_ASKS_FOR_CPU, _largest(gpus) < _GPU_BYTES),
     )
 

@@ -218,9 +218,7 @@ class Fleet(RuleBasedStateMachine):
     def a_job_waits_exactly_if_no_live_worker_can_run_it(self) -> None:
         for job in self.queue.values():
             stored: JobRecord = jobs.get_job(self.resources, OPERATOR, job.id)
-            possible = any(
-                self.runs(name, job, host_gib(self.devices[name])) for name in self.live
-            )
+            possible = any(self.runs(name, job, host_gib(self.devices[name])) for name in self.live)
             assert (stored.waiting is None) == possible, (job, stored.waiting)
 
     def teardown(self) -> None:

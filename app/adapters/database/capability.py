@@ -43,7 +43,7 @@ def can_run(
     on_host = and_(~_ASKS_FOR_GPU, fits_host(host_bytes))
     if device.kind == "cpu":
         return on_host
-    fits = and_(runs_on(device), DEVICES <= total)
+    fits = and_(runs_on(device), total >= DEVICES)
     return or_(fits, and_(on_host, _lacks_a_device(tuple(registered))))
 
 

@@ -49,7 +49,7 @@ def claim_next(
             jobs.c.id == following.scalar_subquery(),
             jobs.c.state.in_(TRANSITIONS[Action.CLAIM].sources),
             has_room,
-            true() if free is None else DEVICES <= len(free.slots),
+            true() if free is None else len(free.slots) >= DEVICES,
         ),
         state=TRANSITIONS[Action.CLAIM].target,
         lease_owner=owner,

@@ -6,7 +6,6 @@ The database's clock decides, because the clocks of the machines may differ.
 from __future__ import annotations
 
 from datetime import timedelta
-from itertools import chain
 from typing import Any
 
 from sqlalchemy import Row, delete, func, select

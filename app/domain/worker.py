@@ -194,9 +194,7 @@ class Waiting(ApiModel):
     )
 
 
-def waiting_reason(
-    requirement: Requirement, workers: Iterable[Sequence[Device]]
-) -> Waiting | None:
+def waiting_reason(requirement: Requirement, workers: Iterable[Sequence[Device]]) -> Waiting | None:
     """Return why none of the registered workers can run a job; None if one can.
 
     Args:

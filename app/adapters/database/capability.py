@@ -24,9 +24,7 @@ _NEEDED_BYTES = func.coalesce(jobs.c.gpu_bytes, 0)
 _NONE = -1
 
 
-def can_run(
-    device: Device, registered: Iterable[Device], total: int = 1
-) -> ColumnElement[bool]:
+def can_run(device: Device, registered: Iterable[Device], total: int = 1) -> ColumnElement[bool]:
     """Return the condition that equal devices of a worker, all free, may claim a job.
 
     A CPU takes what does not ask for a GPU. A GPU takes what fits it. Only where no worker without
@@ -40,7 +38,7 @@ def can_run(
     """
     if device.kind == "cpu":
         return ~_ASKS_FOR_GPU
-    fits = and_(~_ASKS_FOR_CPU, _largest([device]) >= _NEEDED_BYTES, DEVICES <= total)
+    fits = and_(~_ASKS_FOR_CPU, _largest([device]) >= _NEEDED_BYTES, total >= DEVICES)
     return or_(fits, and_(~_ASKS_FOR_GPU, _lacks_a_device(tuple(registered))))
 
 

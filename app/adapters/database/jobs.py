@@ -190,9 +190,7 @@ def queued_requirements(transaction: Transaction) -> list[tuple[Requirement, int
     device = jobs.c.compression["device"].astext
     dtype = jobs.c.compression["dtype"].astext
     columns = (device, dtype, DEVICES, jobs.c.gpu_bytes)
-    query = (
-        select(*columns, func.count()).where(jobs.c.state == State.QUEUED).group_by(*columns)
-    )
+    query = select(*columns, func.count()).where(jobs.c.state == State.QUEUED).group_by(*columns)
     return [
         (
             Requirement.named(

@@ -45,7 +45,7 @@ def claim_next(
         and_(
             jobs.c.id == following.scalar_subquery(),
             jobs.c.state.in_(TRANSITIONS[Action.CLAIM].sources),
-            true() if free is None else DEVICES <= len(free.slots),
+            true() if free is None else len(free.slots) >= DEVICES,
         ),
         state=TRANSITIONS[Action.CLAIM].target,
         lease_owner=owner,

@@ -7,8 +7,8 @@ Compresses a model with one process of one thread, then with several of one thre
 run, and compares the calibration part: everything between the calibration tokens and the last layer
 written, that is the stages `allocate` and `compress`. Reading text, verification and evaluation are
 the same either way. Both results must have the same plan; the largest difference of a weight is
-shown relative to the largest weight of its tensor. The basis of an attention's values is free in its
-signs, so that the products of values and outputs are compared instead.
+shown relative to the largest weight of its tensor. The basis of the values of an attention is free
+in its signs, so that products of values and outputs are compared instead.
 
 Then prints the modelled stages of Llama-3-70B, calibrated by default, on one and on eight H100
 (`cost_model.parallel_costs`): no model of that size was run.

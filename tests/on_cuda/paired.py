@@ -1,7 +1,7 @@
 """One of two processes that compress a model together, each on a device of its own.
 
-`python -m tests.on_cuda.paired DENSE FOLDER METHOD ...`, with the variables of a launch. The devices
-are pretended, so that sums and broadcasts between them pass through host memory, in place of NCCL.
+`python -m tests.on_cuda.paired DENSE FOLDER METHOD ...`, with the variables of a launch. The
+devices are pretended, so that sums and broadcasts pass through host memory, in place of NCCL.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ from tests.intraslice_core.tiny_models import tiny_llama
 from tests.on_cuda import paired
 from tests.on_cuda.devices import REAL, settings
 
-METHODS = ("intraslice_plus", "slicegpt")
+METHODS = ("intraslice_plus",)
 
 
 @pytest.mark.skipif(REAL, reason="each process needs a GPU of its own")

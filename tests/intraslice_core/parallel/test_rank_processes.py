@@ -72,12 +72,11 @@ class Chain:
 
     def run(self, part: Part, devices: int, *, until: str = "") -> None:
         """Resume the compression, and cancel it once a file of its state is saved."""
-        config = compressions.config(METHOD).model_copy(update={"devices": devices})
         try:
             part.report = compress_model(
                 str(self.dense),
                 self.out,
-                config,
+                config_of(devices),
                 resume_state=ResumeState(directory=self.state, on_saved=part.saved.append),
                 verify=False,
                 on_progress=part.events.append,
@@ -87,6 +86,13 @@ class Chain:
             part.error = error
         part.ended = time.time()
         part.processes_left = len(list(ranks_of(psutil.Process())))
+
+
+def config_of(devices: int) -> CompressionConfig:
+    """Return settings with few and short sequences, of which three processes have two each."""
+    config = compressions.config(METHOD)
+    calibration = config.calibration.model_copy(update={"samples": 6, "sequence_length": 24})
+    return config.model_copy(update={"devices": devices, "calibration": calibration})
 
 
 def layer_file(layer: int) -> str:
@@ -163,7 +169,7 @@ def test_an_interrupted_run_resumes_with_any_number_of_processes(
     assert chain.last.error is None
     assert chain.last.report is not None
     assert chain.last.report.resumed_layers == LAYERS - 1
-    compress_model(str(dense), tmp_path / "alone", compressions.config(METHOD), verify=False)
+    compress_model(str(dense), tmp_path / "alone", config_of(1), verify=False)
     assert_same_model(chain.out, tmp_path / "alone")
 
 
@@ -172,9 +178,8 @@ def test_an_output_that_exists_is_an_error_before_processes_start(
 ) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine").touch()
-    config = compressions.config(METHOD).model_copy(update={"devices": 2})
     with pytest.raises(OutputExistsError):
-        compress_model(str(dense), tmp_path / "out", config)
+        compress_model(str(dense), tmp_path / "out", config_of(2))
 
 
 def test_more_gpus_than_there_are_is_an_error_before_processes_start(tmp_path: Path) -> None:

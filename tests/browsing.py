@@ -1,4 +1,4 @@
-"""The machine's Chromium, and a recorder of a page's requests and errors."""
+"""The machine's Chromium, marks of its tests, a recorder of a page's requests, and steps."""
 
 from __future__ import annotations
 
@@ -7,13 +7,21 @@ import shutil
 from collections.abc import Iterator
 
 import pytest
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
 ARGUMENTS = (
     *("--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-sync"),
     *("--disable-background-networking", "--disable-component-update"),
 )
+IN_BROWSER = (
+    pytest.mark.browser,
+    pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here: set CHROMIUM or install one"),
+)
+"""Marks of tests in a browser."""
+
+# Generous: other tests compete for the cores.
+expect.set_options(timeout=60_000)
 
 
 @pytest.fixture(scope="module")
@@ -45,3 +53,16 @@ def opened(browser: Browser, url: str, width: int = 1280) -> tuple[Page, PageLog
     log = PageLog(page)
     page.goto(url)
     return page, log
+
+
+# -- steps in the form of a new job --------------------------------------------------------------
+
+
+def choose_source(page: Page, name: str) -> None:
+    """Choose where the model comes from."""
+    page.get_by_role("radiogroup", name="Model source").get_by_text(name).click()
+
+
+def open_card(page: Page, name: str) -> None:
+    """Open a card of the form that is closed at first."""
+    page.locator("summary", has_text=name).click()

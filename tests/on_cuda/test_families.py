@@ -10,6 +10,9 @@ from tests.intraslice_core.compressing import compress_unverified
 from tests.intraslice_core.tiny_models import FAMILY_VARIANTS, tiny_checkpoint
 from tests.on_cuda.devices import compress, observed, require_same_model, settings
 
+WAITS = 797
+"""Waits of the run of the family that has the fewest; others add some for norms and biases."""
+
 
 @pytest.mark.parametrize("variant", FAMILY_VARIANTS)
 def test_a_family_is_compressed_on_the_device(tmp_path: Path, variant: str) -> None:
@@ -18,7 +21,7 @@ def test_a_family_is_compressed_on_the_device(tmp_path: Path, variant: str) -> N
     config = settings(allocation="uniform")
     with observed() as observation:
         report, _ = compress(dense, tmp_path / "device", config)
-    observation.require_clean(layers=2)
+    observation.require_clean(WAITS)
     host = compress_unverified(
         dense, tmp_path / "host", config.model_copy(update={"device": "cpu"})
     )

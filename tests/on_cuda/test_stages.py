@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from intraslice_core.config import CalibrationConfig, CompressionSettings, EvaluationConfig
+from intraslice_core.evaluation import continuations, timing
 from intraslice_core.pipeline import compress_model
 from intraslice_core.reports.sweep import SweepRequest
 from intraslice_core.sweep import compress_sweep
@@ -26,6 +27,21 @@ EVALUATION = EvaluationConfig(
 )
 
 
+WAITS: dict[str, int] = {
+    "self text": 130,
+    "recover and evaluate": 163,
+    "verify and time": 161,
+    "sweep": 289,
+}
+"""Waits of each run of three layers."""
+
+
+@pytest.fixture(autouse=True)
+def short_continuations(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let models continue prompts by a few tokens, whose operations are the same."""
+    monkeypatch.setattr(continuations, "NEW_TOKENS", 4)
+
+
 @pytest.fixture(scope="module")
 def dense(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_llama(tmp_path_factory.mktemp("models") / "dense")
@@ -36,7 +52,7 @@ def test_text_is_written_on_the_device(dense: Path, tmp_path: Path) -> None:
     config = settings(method="flap", calibration=calibration)
     with observed() as observation:
         report, _ = compress(dense, tmp_path / "out", config)
-    observation.require_clean(layers=3)
+    observation.require_clean(WAITS["self text"])
     assert report.calibration_tokens == 4 * 24
 
 
@@ -46,7 +62,7 @@ def test_fine_tuning_and_evaluation_run_on_the_device(dense: Path, tmp_path: Pat
         report = compress_model(
             str(dense), tmp_path / "device", config, evaluation=EVALUATION, verify=False
         )
-    observation.require_clean(layers=3)
+    observation.require_clean(WAITS["recover and evaluate"])
     host = compress_model(
         str(dense),
         tmp_path / "host",
@@ -67,13 +83,24 @@ def test_fine_tuning_and_evaluation_run_on_the_device(dense: Path, tmp_path: Pat
     assert text.compressed == pytest.approx(other.compressed, rel=5e-2)
 
 
-def test_a_verified_result_is_timed_on_the_device(dense: Path, tmp_path: Path) -> None:
+def test_a_result_is_verified_and_timed_on_the_device_where_it_fits(
+    dense: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in {"new_tokens": 2, "repeats": 1}.items():
+        monkeypatch.setitem(timing._BENCHMARK, name, value)
     evaluation = EVALUATION.model_copy(update={"benchmark": True, "prompts": ()})
+    messages: list[str] = []
     with observed() as observation:
         report = compress_model(
-            str(dense), tmp_path / "out", settings(method="flap"), evaluation=evaluation
+            str(dense),
+            tmp_path / "out",
+            settings(method="flap"),
+            evaluation=evaluation,
+            on_progress=lambda event: messages.append(event.message),
         )
-    observation.require_clean(layers=3)
+    observation.require_clean(WAITS["verify and time"])
+    assert '"device": "cuda:0"' in (tmp_path / "out" / "verification.json").read_text()
+    assert not any("the verification takes place on the CPU" in message for message in messages)
     assert report.evaluation is not None
     assert report.evaluation.speed is not None
     assert report.verified
@@ -96,7 +123,7 @@ def test_every_ratio_of_a_sweep_reports_its_own_peak(dense: Path, tmp_path: Path
     )
     with observed() as observation:
         report = compress_sweep(request, tmp_path / "out")
-    observation.require_clean(layers=3 * 2)
+    observation.require_clean(WAITS["sweep"])
     first, second = (point.peak_memory_bytes for point in report.points)
     assert first is not None
     assert second is not None

@@ -20,20 +20,12 @@ from app.settings import Settings
 from intraslice_core.config import CompressionConfig, CompressionSettings
 from tests.app.api.serving import serving
 from tests.app.builders import claim_job, in_state, queued, succeeded, weights_on_disk
-from tests.browsing import CHROMIUM, chromium, opened
+from tests.browsing import IN_BROWSER, choose_source, chromium, open_card, opened
 from tests.workers.test_worker import tiny_model, worker
 
 browser = chromium
 
-# Generous: other tests compete for the cores.
-expect.set_options(timeout=60_000)
-
-pytestmark = [
-    pytest.mark.browser,
-    pytest.mark.postgres,
-    pytest.mark.broker,
-    pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here: set CHROMIUM or install one"),
-]
+pytestmark = [*IN_BROWSER, pytest.mark.postgres, pytest.mark.broker]
 
 
 def ask_for_little_work(page: Page) -> None:
@@ -404,15 +396,6 @@ def test_a_job_is_paused_and_resumed_and_the_title_follows(
         expect(page.locator("h1 .state.queued")).to_be_visible()
         assert log.errors == []
         page.close()
-
-
-def choose_source(page: Page, name: str) -> None:
-    page.get_by_role("radiogroup", name="Model source").get_by_text(name).click()
-
-
-def open_card(page: Page, name: str) -> None:
-    """Open a card of the form that is closed at first."""
-    page.locator("summary", has_text=name).click()
 
 
 def fill_form(page: Page, model: Path) -> None:

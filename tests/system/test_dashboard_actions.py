@@ -19,21 +19,12 @@ from app.settings import Settings
 from intraslice_core.config import CompressionSettings
 from tests.app.api.serving import serving
 from tests.app.builders import in_state, queued
-from tests.browsing import CHROMIUM, chromium, opened
-from tests.system.test_dashboard import choose_source
+from tests.browsing import IN_BROWSER, choose_source, chromium, opened
 from tests.workers.test_worker import tiny_model
 
 browser = chromium
 
-# Generous: other tests compete for the cores.
-expect.set_options(timeout=60_000)
-
-pytestmark = [
-    pytest.mark.browser,
-    pytest.mark.postgres,
-    pytest.mark.broker,
-    pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here: set CHROMIUM or install one"),
-]
+pytestmark = [*IN_BROWSER, pytest.mark.postgres, pytest.mark.broker]
 
 
 def rows(page: Page) -> list[str]:

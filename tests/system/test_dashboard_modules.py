@@ -17,17 +17,12 @@ from app.settings import Settings
 from intraslice_client import Client
 from intraslice_core.config import CompressionConfig
 from tests.app.api.serving import serving
-from tests.browsing import CHROMIUM, chromium
+from tests.browsing import IN_BROWSER, chromium
 from tests.intraslice_core.reports import samples
 
 browser = chromium
 
-pytestmark = [
-    pytest.mark.browser,
-    pytest.mark.postgres,
-    pytest.mark.broker,
-    pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here: set CHROMIUM or install one"),
-]
+pytestmark = [*IN_BROWSER, pytest.mark.postgres, pytest.mark.broker]
 
 
 @pytest.fixture

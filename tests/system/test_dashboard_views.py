@@ -17,7 +17,7 @@ from app.services.resources import Resources
 from app.settings import Settings
 from tests.app.api.serving import serving
 from tests.app.builders import in_state, key_of, queued
-from tests.browsing import CHROMIUM, chromium, opened
+from tests.browsing import IN_BROWSER, chromium, opened
 
 browser = chromium
 WIDE, NARROW = 1280, 390
@@ -29,15 +29,7 @@ VIEWS = (
     *("keys", "webhooks", "audit", "jobs/job_missing", "sweeps/sweep_missing", "nowhere"),
 )
 
-# Generous: other tests compete for the cores.
-expect.set_options(timeout=60_000)
-
-pytestmark = [
-    pytest.mark.browser,
-    pytest.mark.postgres,
-    pytest.mark.broker,
-    pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here: set CHROMIUM or install one"),
-]
+pytestmark = [*IN_BROWSER, pytest.mark.postgres, pytest.mark.broker]
 
 
 def test_missing_workers_are_reported(browser: Browser, settings: Settings) -> None:

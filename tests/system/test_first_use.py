@@ -12,21 +12,19 @@ import pytest
 from playwright.sync_api import Browser, Page, expect
 
 from tests.app.embedded.processes import REPOSITORY
-from tests.browsing import CHROMIUM, PageLog, chromium
+from tests.browsing import IN_BROWSER, PageLog, chromium
 from tests.system.test_up import up
 
 JOB_MS = 900_000
-expect.set_options(timeout=60_000)
 browser = chromium
 
 pytestmark = [
-    pytest.mark.browser,
+    *IN_BROWSER,
     pytest.mark.broker,
     pytest.mark.postgres,
     pytest.mark.real_model,
     pytest.mark.slow,
     pytest.mark.timeout(1200),
-    pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here: set CHROMIUM or install one"),
 ]
 
 

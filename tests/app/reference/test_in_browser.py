@@ -10,16 +10,11 @@ from playwright.sync_api import Browser, Page, expect
 from app.main import create_app
 from app.settings import Settings
 from tests.app.api.serving import serving
-from tests.browsing import CHROMIUM, chromium, opened
+from tests.browsing import IN_BROWSER, chromium, opened
 
 browser = chromium
 KEY = "a-key-for-tests"
-pytestmark = [
-    pytest.mark.browser,
-    pytest.mark.postgres,
-    pytest.mark.broker,
-    pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here: set CHROMIUM or install one"),
-]
+pytestmark = [*IN_BROWSER, pytest.mark.postgres, pytest.mark.broker]
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page
 
 from intraslice_core.reports.page import report_page
-from tests.browsing import CHROMIUM, chromium
+from tests.browsing import IN_BROWSER, chromium
 from tests.intraslice_core.reports.test_page import whole_page
 
 browser = chromium
@@ -45,10 +45,7 @@ UNNAMED = """() => [...document.querySelectorAll('svg')].filter((svg) => {
   return svg.getAttribute('role') !== 'img' || !label;
 }).length"""
 
-pytestmark = [
-    pytest.mark.browser,
-    pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here: set CHROMIUM or install one"),
-]
+pytestmark = list(IN_BROWSER)
 
 
 @pytest.fixture(scope="module")

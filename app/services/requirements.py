@@ -23,11 +23,11 @@ _DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 def required_memory(admitted: AdmittedJob) -> RequiredMemory:
     """Return the memory that the job needs; unknown for a model that only a worker can read."""
     return RequiredMemory(
-        gpu_bytes=required_gpu_bytes(admitted), host_bytes=required_host_bytes(admitted)
+        gpu_bytes=required_gpu_bytes(admitted), host_bytes=required_cpu_bytes(admitted)
     )
 
 
-def required_host_bytes(admitted: AdmittedJob) -> int | None:
+def required_cpu_bytes(admitted: AdmittedJob) -> int | None:
     """Return the memory that the job needs on a CPU, by the cost model, with its evaluation."""
     dense = admitted.dense
     if dense is None or dense.geometry is None:

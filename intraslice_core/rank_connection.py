@@ -98,6 +98,8 @@ def _connect(launch: Launch, device: torch.device) -> ConnectedRanks:
         # The first operations open the connections, while all ranks are known to be there.
         ranks.totals([0.0])
         ranks.sum_([torch.zeros(1, device=device)])
+    except torch.OutOfMemoryError:
+        raise
     except RuntimeError as error:
         raise RankFailedError(f"the other ranks cannot be reached: {error}") from error
     return ranks

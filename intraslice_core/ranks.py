@@ -278,6 +278,8 @@ class ConnectedRanks(Ranks):
                 time.sleep(pause)
                 pause = min(2.0 * pause, _LONGEST_PAUSE)
             work.wait()
+        except torch.OutOfMemoryError:
+            raise
         except RuntimeError as error:
             raise self.watch.explanation(error) from error
 

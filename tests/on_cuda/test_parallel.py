@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from intraslice_core.pipeline import compress_model
-from tests.intraslice_core.parallel.comparison import assert_same_model
+from tests.intraslice_core.parallel.comparison import LOOSE_TOLERANCE, assert_same_model
 from tests.intraslice_core.parallel.launching import launch_without_a_launcher
 from tests.intraslice_core.tiny_models import tiny_llama
 from tests.on_cuda import paired
@@ -24,4 +24,4 @@ def test_two_processes_work_on_their_devices_alone(tmp_path: Path) -> None:
     for method in METHODS:
         config = settings(method=method, device="cpu")
         compress_model(str(dense), tmp_path / "1" / method, config, verify=False)
-        assert_same_model(tmp_path / "2" / method, tmp_path / "1" / method)
+        assert_same_model(tmp_path / "2" / method, tmp_path / "1" / method, LOOSE_TOLERANCE)

@@ -12,8 +12,10 @@ from torch import Tensor
 from intraslice_core.plan import ModelPlan
 from intraslice_core.reports.schema import REPORT_FILE, CompressionReport
 
-TOLERANCE = 1e-3
-"""Largest difference of a tensor, relative to its largest element."""
+TOLERANCE = 2e-4
+"""Largest difference of a tensor, relative to its largest element; 5e-5 was measured."""
+LOOSE_TOLERANCE = 1e-3
+"""The same where rounding is amplified, by trained masks or bases of the residual stream."""
 _VALUE, _OUTPUT = "self_attn.v_proj.weight", "self_attn.o_proj.weight"
 
 
@@ -22,7 +24,7 @@ def report_in(place: Path) -> CompressionReport:
     return CompressionReport.model_validate_json((place / REPORT_FILE).read_bytes())
 
 
-def assert_same_model(place: Path, expected: Path) -> None:
+def assert_same_model(place: Path, expected: Path, tolerance: float = TOLERANCE) -> None:
     """Raise unless two checkpoints have one plan, and weights that are equal up to rounding."""
     plan = report_in(expected).plan
     assert report_in(place).plan == plan
@@ -32,7 +34,7 @@ def assert_same_model(place: Path, expected: Path) -> None:
     for name, tensor in effective_tensors(weights, plan).items():
         assert tensors[name].shape == tensor.shape, name
         difference = (tensors[name].double() - tensor.double()).abs().amax()
-        assert difference <= TOLERANCE * tensor.abs().amax(), (name, float(difference))
+        assert difference <= tolerance * tensor.abs().amax(), (name, float(difference))
 
 
 def effective_tensors(weights: Mapping[str, Tensor], plan: ModelPlan) -> dict[str, Tensor]:

@@ -56,7 +56,8 @@ ENV PATH=/opt/intraslice/bin:$PATH \
     INTRASLICE_HOST=0.0.0.0 \
     INTRASLICE_DATA_DIR=/var/lib/intraslice \
     ALEMBIC_CONFIG=/opt/intraslice/lib/python3.11/site-packages/migrations/alembic.ini \
-    HF_HOME=/var/lib/intraslice/huggingface
+    HF_HOME=/var/lib/intraslice/huggingface \
+    MPLCONFIGDIR=/var/lib/intraslice/matplotlib
 USER 10001
 WORKDIR /var/lib/intraslice
 VOLUME /var/lib/intraslice

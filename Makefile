@@ -33,7 +33,7 @@ test: $(STAMP) ## Run every test, the slow ones and the real model included
 	$(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 docs: $(STAMP) ## Build the documentation into site/
-	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+	@$(BIN)/python -m tools.build_docs
 
 lint: $(STAMP) ## Check style, formatting and the import contracts
 	$(BIN)/ruff check .

@@ -6,7 +6,7 @@ from rich.console import Console
 from rich.table import Table
 
 from intraslice_core.config import CompressionConfig
-from intraslice_core.cost_model import StageFlops, stage_bytes, stage_flops
+from intraslice_core.cost_model import StageFlops, gpu_host_bytes, stage_bytes, stage_flops
 from intraslice_core.plan import ModelGeometry
 
 LLAMAS = {
@@ -57,13 +57,23 @@ def print_operations(name: str, geometry: ModelGeometry, config: CompressionConf
 
 def print_memory(ratio: float) -> None:
     """Print the peak bytes of every stage of the Llamas in bfloat16."""
-    table = Table("stage", *(f"{name} {kind}" for name in LLAMAS for kind in ("host", "device")))
+    kinds = ("host", "device", "device, in place")
+    table = Table("stage", *(f"{name} {kind}" for name in LLAMAS for kind in kinds))
     large = CompressionConfig(ratio=ratio)
-    sizes = [stage_bytes(shape, large, 2, 2) for shape in LLAMAS.values()]
-    for stage in sizes[0]:
-        cells = [
-            f"{n / 2**30:.1f}" for model in sizes for n in (model[stage].host, model[stage].device)
+    sizes = [
+        [stage_bytes(shape, large, 2, 2, in_place=in_place) for in_place in (False, True)]
+        for shape in LLAMAS.values()
+    ]
+    for stage in sizes[0][0]:
+        numbers = [
+            number
+            for copied, in_place in sizes
+            for number in (copied[stage].host, copied[stage].device, in_place[stage].device)
         ]
-        table.add_row(stage, *cells)
+        table.add_row(stage, *(f"{number / 2**30:.1f}" for number in numbers))
+    hosts = [gpu_host_bytes(shape, large, 2, 2) / 2**30 for shape in LLAMAS.values()]
+    table.caption = "host beside a GPU, with copies of hidden states and some layers: " + ", ".join(
+        f"{name} {host:.1f}" for name, host in zip(LLAMAS, hosts, strict=True)
+    )
     table.title = "GiB in bfloat16, at the peak of each stage"
     Console().print(table)

@@ -15,6 +15,7 @@ import argparse
 import contextlib
 import json
 import platform
+import statistics
 import sys
 import tempfile
 import time
@@ -27,7 +28,7 @@ from typing import Any
 import psutil
 
 from intraslice_core.config import CompressionConfig, EvaluationConfig
-from intraslice_core.cost_model import expected_durations
+from intraslice_core.cost_model import PastRun, expected_durations
 from intraslice_core.progress import ProgressEvent, RemainingTime, Shares, Stage, stage_shares
 
 RECORDED_SECONDS = 1.0
@@ -78,13 +79,12 @@ class RecordedRun:
             seconds[before.stage] = seconds.get(before.stage, 0.0) + after.seconds - before.seconds
         return seconds
 
-    def slowness(self) -> dict[Stage, float]:
-        """Return the measured seconds of each stage per modelled second."""
-        return {
-            stage: seconds / self.modelled[stage]
-            for stage, seconds in self.stage_seconds().items()
-            if stage in self.modelled
-        }
+    def past(self) -> PastRun:
+        """Return the run as an earlier one from which others are predicted."""
+        measured = self.stage_seconds()
+        seconds = {stage: measured[stage] for stage in self.modelled if stage in measured}
+        work = {stage: self.modelled[stage] for stage in seconds}
+        return PastRun(method="", work=work, seconds=seconds)
 
     def end_errors(
         self, expected: Mapping[Stage, float] | None = None
@@ -96,18 +96,47 @@ class RecordedRun:
         Args:
             expected: seconds of each stage from earlier runs; None for shares by the cost model.
         """
+        return [
+            (moment.seconds / self.seconds, (moment.seconds + left) / self.seconds - 1.0)
+            for moment, left, _ in self._replayed(expected)
+        ]
+
+    def time_in_range(self, expected: Mapping[Stage, float] | None = None) -> tuple[float, float]:
+        """Return the share of the run whose remaining time lay in its range, and the range's width.
+
+        The width is the median ratio of both ends while more than a tenth of the run is left; each
+        event counts until the next one.
+
+        Args:
+            expected: seconds of each stage from earlier runs; None for shares by the cost model.
+        """
+        replayed = self._replayed(expected)
+        ends = [moment.seconds for moment, _, _ in replayed[1:]] + [self.seconds]
+        covered = inside = 0.0
+        widths = []
+        for (moment, _, (low, high)), end in zip(replayed, ends, strict=True):
+            left = self.seconds - moment.seconds
+            covered += end - moment.seconds
+            inside += (end - moment.seconds) * (low <= left <= high)
+            if left > self.seconds / 10:
+                widths.append(high / low)
+        return inside / covered, statistics.median(widths)
+
+    def _replayed(
+        self, expected: Mapping[Stage, float] | None
+    ) -> list[tuple[Moment, float, tuple[float, float]]]:
+        """Return the events with the remaining seconds and their range, once they are known."""
         recorded_shares = stage_shares(self.modelled)
         shares = recorded_shares if expected is None else stage_shares(expected)
         total = None if expected is None else sum(expected.values())
-        remaining, errors = RemainingTime(0.0, total), []
+        remaining, replayed = RemainingTime(0.0, total), []
         for moment in self.moments:
             fraction = _rescaled(moment, recorded_shares, shares)
             end = shares[moment.stage][1]
             left = remaining.estimate(moment.stage, fraction, moment.seconds, end=end)
             if left is not None:
-                predicted = moment.seconds + left
-                errors.append((moment.seconds / self.seconds, predicted / self.seconds - 1.0))
-        return errors
+                replayed.append((moment, left, remaining.bounds(left, moment.seconds)))
+        return replayed
 
 
 def _rescaled(moment: Moment, recorded: Shares, shares: Shares) -> float:
@@ -192,6 +221,7 @@ def main() -> None:
     for stage, (pause, message) in pauses.items():
         expected = modelled.get(stage, 0.0)
         print(f"{stage:<12}{measured[stage]:>8.1f}{expected:>10.1f}{pause:>18.1f}  {message}")
+    in_range, width = run.time_in_range()
     result = {
         "cpu_seconds": run.seconds,
         "wall_seconds": round(time.perf_counter() - wall, 1),
@@ -199,6 +229,8 @@ def main() -> None:
         "longest_pause": max(pause for pause, _ in pauses.values()),
         "largest_eta_error": round(max((abs(error) for _, error in errors), default=0.0), 3),
         "eta_error_at_20_percent": round(errors[0][1], 3) if errors else None,
+        "eta_in_range": round(in_range, 3),
+        "eta_range_width": round(width, 2),
     }
     print(json.dumps(result))
 

@@ -22,7 +22,9 @@ if TYPE_CHECKING:
     from app.domain.artifact import Artifact
     from app.domain.comparison import Comparison
     from app.domain.events import Event, JobLive
+    from app.domain.generation import Answer, Generation
     from app.domain.job import Job
+    from app.domain.job_log import LogLevel, LogLine
     from app.domain.lifecycle import State
     from app.domain.model_source import ModelSource
     from app.domain.principal import Scope
@@ -39,6 +41,7 @@ if TYPE_CHECKING:
         DamagedFileError,
         ForbiddenError,
         ForgedWebhookError,
+        GenerationNotDoneError,
         InvalidRequestError,
         JobCancelledError,
         JobFailedError,
@@ -71,7 +74,15 @@ NAMES_BY_MODULE = {
         "Event",
         "JobLive",
     ),
+    "app.domain.generation": (
+        "Answer",
+        "Generation",
+    ),
     "app.domain.job": ("Job",),
+    "app.domain.job_log": (
+        "LogLevel",
+        "LogLine",
+    ),
     "app.domain.lifecycle": ("State",),
     "app.domain.model_source": ("ModelSource",),
     "app.domain.principal": ("Scope",),
@@ -94,6 +105,7 @@ NAMES_BY_MODULE = {
         "DamagedFileError",
         "ForbiddenError",
         "ForgedWebhookError",
+        "GenerationNotDoneError",
         "InvalidRequestError",
         "JobCancelledError",
         "JobFailedError",
@@ -120,6 +132,7 @@ NAMES_BY_MODULE = {
 }
 """Modules of the public names; those of `if TYPE_CHECKING`, which type checkers read instead."""
 __all__ = [
+    "Answer",
     "ApiError",
     "ApiKey",
     "Artifact",
@@ -138,12 +151,16 @@ __all__ = [
     "Event",
     "ForbiddenError",
     "ForgedWebhookError",
+    "Generation",
+    "GenerationNotDoneError",
     "InvalidRequestError",
     "Job",
     "JobCancelledError",
     "JobFailedError",
     "JobLive",
     "JobNotDoneError",
+    "LogLevel",
+    "LogLine",
     "ModelSource",
     "NotFoundError",
     "RateLimitedError",

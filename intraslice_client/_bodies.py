@@ -13,8 +13,10 @@ if TYPE_CHECKING:
     from app.domain.api_key import ApiKey, IssuedKey, KeyList
     from app.domain.audit import AuditList
     from app.domain.comparison import Comparison
+    from app.domain.generation import Answer, Generation, GenerationList
     from app.domain.model_catalogue import ModelList
     from app.domain.registry_hand_off import HandOff, HandOffList
+    from app.domain.server_path import PathEntry, PathList
     from app.domain.service import Service
     from app.domain.sweep import Sweep, SweepDetails, SweepList
     from app.domain.validation import Validation
@@ -22,17 +24,22 @@ if TYPE_CHECKING:
     from intraslice_core.reports.schema import CompressionReport
 
 __all__ = [
+    "Answer",
     "ApiKey",
     "AuditList",
     "Comparison",
     "CompressionReport",
     "Delivery",
     "DeliveryList",
+    "Generation",
+    "GenerationList",
     "HandOff",
     "HandOffList",
     "IssuedKey",
     "KeyList",
     "ModelList",
+    "PathEntry",
+    "PathList",
     "Service",
     "Sweep",
     "SweepDetails",
@@ -51,10 +58,19 @@ NAMES_BY_MODULE = {
     ),
     "app.domain.audit": ("AuditList",),
     "app.domain.comparison": ("Comparison",),
+    "app.domain.generation": (
+        "Answer",
+        "Generation",
+        "GenerationList",
+    ),
     "app.domain.model_catalogue": ("ModelList",),
     "app.domain.registry_hand_off": (
         "HandOff",
         "HandOffList",
+    ),
+    "app.domain.server_path": (
+        "PathEntry",
+        "PathList",
     ),
     "app.domain.service": ("Service",),
     "app.domain.sweep": (

@@ -16,6 +16,7 @@ ClientError
 ├── JobNotDoneError           the job ended without success
 │   ├── JobFailedError
 │   └── JobCancelledError
+├── GenerationNotDoneError    a generation failed or was cancelled
 ├── UploadRejectedError       the service rejected an uploaded model or text
 ├── DamagedFileError          the SHA-256 of a downloaded file does not match
 └── ForgedWebhookError        a webhook's signature does not match or is too old
@@ -25,12 +26,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import httpx
 
 from app.domain.job import Job
 from app.domain.lifecycle import State
+
+if TYPE_CHECKING:
+    from app.domain.generation import Generation
 
 _STORE_CODE = re.compile(r"<Code>(\w{1,64})</Code>")
 """Name of the error in a response of S3."""
@@ -158,6 +162,16 @@ class JobFailedError(JobNotDoneError):
 
 class JobCancelledError(JobNotDoneError):
     """The job was cancelled."""
+
+
+class GenerationNotDoneError(ClientError):
+    """A generation failed or was cancelled; `generation` is its final state."""
+
+    def __init__(self, generation: Generation) -> None:
+        self.generation = generation
+        error = generation.error
+        reason = f": {error.code}: {error.message}" if error else ""
+        super().__init__(f"{generation.id} is {generation.state}{reason}")
 
 
 class UploadRejectedError(ClientError):

@@ -121,3 +121,29 @@ def gpu_class(capability: tuple[int, int], amd_architecture: str | None = None) 
     if capability in GPU_CLASSES:
         return GPU_CLASSES[capability]
     return replace(UNKNOWN_GPU, has_bfloat16=capability >= (8, 0))
+
+
+_OTHER_MODELS: Mapping[str, tuple[int, int]] = {
+    "A30": (8, 0),
+    "A40": (8, 6),
+    "L40": (8, 9),
+    "L40S": (8, 9),
+    "H200": (9, 0),
+    "GH200": (9, 0),
+}
+"""Capabilities of data-centre models that are no example of their class, by a word of the name."""
+
+
+def gpu_class_named(name: str) -> GpuClass:
+    """Return the class of a GPU by its name; `UNKNOWN_GPU` where no word of it is in a table.
+
+    Args:
+        name: of the GPU, as its driver reports it: `NVIDIA H100 80GB HBM3`.
+    """
+    words = set(name.replace("-", " ").split())
+    for model in words & set(_OTHER_MODELS):
+        return GPU_CLASSES[_OTHER_MODELS[model]]
+    for candidate in (*GPU_CLASSES.values(), _AMD_INSTINCT):
+        if words.issuperset(candidate.example.split()):
+            return candidate
+    return UNKNOWN_GPU

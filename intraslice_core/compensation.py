@@ -53,7 +53,7 @@ def project(moments: Moments, basis: Tensor) -> Moments:
 def select(moments: Moments, kept: Tensor) -> Moments:
     """Return the moments of the coordinates `kept` of `z`, (kept,)."""
     return Moments(
-        gram=moments.gram[kept][:, kept],
+        gram=linalg.submatrix(moments.gram, kept),
         cross=moments.cross[kept],
         correction=moments.correction[kept],
         energy=moments.energy,
@@ -121,6 +121,7 @@ def _fit_with(
         weight += prior.to(weight)
     if correction is not None:
         if correction != own:
+            del factor  # there may be memory for one
             factor = matrix.factor(correction)
         part, target = factor.solve(everything.correction), target + everything.correction
         weight += part

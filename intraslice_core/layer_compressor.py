@@ -381,8 +381,7 @@ class LayerCompressor:
         if sensitivity is None:
             fit = compensation.select(fit, inputs)
             held_out = held_out and compensation.select(held_out, inputs)
-        prior = space.rows()[inputs]
-        outcome, fitted = self._refit.module("mlp", fit, held_out, prior, intact)
+        outcome, fitted = self._refit.module("mlp", fit, held_out, space.rows()[inputs], intact)
         sliced = slicing.slice_neurons(weights, kept_neurons)
         output = slicing.output_projection(space.unscaled(fitted), self._dense.mlp_output)
         return self._as_stored(replace(sliced, mlp_output=output)), outcome
@@ -440,11 +439,12 @@ class LayerCompressor:
         width = self._dense.up.weight.shape[0]
         if keep == width:
             return torch.arange(width, device=self._context.device)
+        by_obs = method.neuron_choice == "obs"
+        fitted = self._refit.dense_output(fit, held_out, self._mlp_space) if by_obs else None
         gram = (fit if held_out is None else fit + held_out).gram[:width, :width]
-        if method.neuron_choice == "obs":
-            fitted = self._refit.dense_output(fit, held_out, self._mlp_space)[:width]
+        if fitted is not None:
             factor = linalg.damped_cholesky(gram, method.choice_damping)
-            choice = neurons.eliminate_neurons(factor, fitted, keep)
+            choice = neurons.eliminate_neurons(factor, fitted[:width], keep)
         else:
             score = neurons.energy_score(gram, self._mlp_space.rows()[:width])
             if method.neuron_choice == "leverage":

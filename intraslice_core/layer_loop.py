@@ -29,7 +29,7 @@ from intraslice_core.device_memory import (
     has_room_to_spare,
     out_of_memory_reported,
 )
-from intraslice_core.errors import NumericalError
+from intraslice_core.errors import CompressionCancelledError, NumericalError
 from intraslice_core.families.canonical import (
     CanonicalSettings,
     layer_prefix,
@@ -86,6 +86,8 @@ class CompressionWork:
     """
     ranks: Ranks = ALONE
     """Ranks that divide the calibration sequences among them."""
+    in_place: bool = False
+    """True if wide second moments are factorised in place, which rounds differently."""
 
     @property
     def layers(self) -> DenseLayerReader:
@@ -119,7 +121,7 @@ class CompressionWork:
         """Return the key of content that depends on this work and on `facts`."""
         return content_key(
             model=self.fingerprint,
-            place=machine_class(self.device),
+            place=machine_class(self.device) + ", in place" * self.in_place,
             dtype=str(self.dtype),
             **facts,
         )
@@ -150,6 +152,8 @@ class LayerLoop:
         """Hidden states before the current layer, where its batches may have to be lowered."""
         self._fitting_size = 0
         """Batch size with which a layer was compressed on this device; 0 before the first."""
+        self._has_begun = False
+        """Whether a batch of the current layer has passed a part of it."""
         self._passed = self._restore()
 
     def outer_tensors(self, name: str, tensor: Tensor) -> dict[str, Tensor]:
@@ -158,6 +162,7 @@ class LayerLoop:
 
     def finish(self, layer: int) -> FinishedLayer:
         """Return the layer as it will be saved, and move the hidden states past it."""
+        self._has_begun = False
         restored = self._restored(layer)
         if restored:
             if layer >= self._passed:
@@ -172,8 +177,7 @@ class LayerLoop:
             self._fitting_size = self._work.batch.size
         if self._resume_state is not None:
             self._resume_state.save_layer(self._key, finished)
-            if self._work.ranks.is_alone:
-                self._save_hidden_states(self._resume_state, layer + 1)
+            self._save_hidden_states(self._resume_state, layer + 1)
         self._run.layer_done(finished.report, self._work.geometry)
         return finished
 
@@ -256,11 +260,18 @@ class LayerLoop:
         finished = 0
         while state.has_layer(self._key, finished):
             finished += 1
+        if finished == self._work.geometry.num_hidden_layers:
+            return finished  # nothing is left that needs the hidden states
         return state.restore_hidden_states(self._key, self._hidden_states.tensors(), finished)
 
-    def _save_hidden_states(self, resume_state: ResumeState, layers: int) -> None:
+    def _save_hidden_states(
+        self, resume_state: ResumeState, layers: int, *, at_once: bool = False
+    ) -> None:
+        """Save the hidden states that have passed so many layers; not those of several ranks."""
+        if not self._work.ranks.is_alone:
+            return
         hidden = self._hidden_states.tensors()
-        warning = resume_state.save_hidden_states_if_due(self._key, hidden, layers)
+        warning = resume_state.save_hidden_states(self._key, hidden, layers, at_once=at_once)
         if warning is not None and warning not in self._run.warnings:
             self._run.warnings.append(warning)
 
@@ -362,10 +373,20 @@ class LayerLoop:
         )
 
     def _report(self, layer: int, message: str, done: float) -> None:
-        """Report the finished fraction of a layer; raises if the run is to stop."""
+        """Report the finished fraction of a layer; raises if the run is to stop.
+
+        Before a layer has begun, the hidden states are saved then, as they have passed all earlier
+        layers and no further one in part.
+        """
         layers = self._work.geometry.num_hidden_layers
         text = f"layer {layer + 1}/{layers}: {message}"
-        self._run.report(Stage.COMPRESS, text, (layer + done) / layers, layer, layers)
+        try:
+            self._run.report(Stage.COMPRESS, text, (layer + done) / layers, layer, layers)
+        except CompressionCancelledError:
+            if not self._has_begun and layer > 0 and self._resume_state is not None:
+                self._save_hidden_states(self._resume_state, layer, at_once=True)
+            raise
+        self._has_begun = True
 
     def _is_passed_on(self, layer: int) -> bool:
         """Report whether a layer is removed or unchanged, so that the states only pass it."""

@@ -6,7 +6,8 @@ for lack of memory passes unchanged.
 
 Factorisations are in float64. On GPUs whose float64 is slow, those of single matrices of at least
 `MIXED_WIDTH` rows are in float32, refined and checked (`mixed_precision`), and in float64 where the
-check fails. Batches are of heads, whose matrices are small.
+check fails. Where memory is short, those of wide matrices are in place (`blocked`), in float64 on
+every device. Batches are of heads, whose matrices are small.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ from contextvars import ContextVar
 import torch
 from torch import Tensor
 
+from intraslice_core import blocked
+from intraslice_core.blocked import BlockedFactor
 from intraslice_core.device import factorisation_path
 from intraslice_core.device_memory import lacks_memory
 from intraslice_core.errors import NumericalError
@@ -62,6 +65,8 @@ def _is_mixed(matrix: Tensor) -> bool:
 def _is_wide(width: int, device: torch.device) -> bool:
     """Report whether operations on matrices of a width are in float32 on a device."""
     forced = _forced_width.get()
+    if blocked.lacks_room(width):
+        return False
     if forced is not None:
         return width >= forced
     return width >= MIXED_WIDTH and factorisation_path(device) == "mixed"
@@ -85,11 +90,11 @@ class Factor:
 
     Args:
         damping: relative damping of the rung that succeeded.
-        factor: lower factor in float64, (…, n, n), or one in float32 with the matrix itself, from
-            which the one in float64 is made where it is needed.
+        factor: lower factor in float64, (…, n, n); one that was made in place; or one in float32
+            with the matrix itself, from which the one in float64 is made where it is needed.
     """
 
-    def __init__(self, *, damping: float, factor: Tensor | RoundedFactor) -> None:
+    def __init__(self, *, damping: float, factor: Tensor | BlockedFactor | RoundedFactor) -> None:
         self.damping = damping
         self._factor = factor
 
@@ -97,6 +102,11 @@ class Factor:
     def dtype(self) -> torch.dtype:
         """Data type of the factorisation: float64, or float32 if its results are refined."""
         return self._factor.dtype if isinstance(self._factor, Tensor) else self._factor.lower.dtype
+
+    @property
+    def is_in_place(self) -> bool:
+        """True if there may be no memory for a copy of the factor."""
+        return isinstance(self._factor, BlockedFactor)
 
     @property
     def cholesky(self) -> Tensor:
@@ -114,7 +124,7 @@ class Factor:
         """
         right, solution = right.to(WORKING_DTYPE), None
         with _numerical_errors("the solution of a linear system"):
-            if isinstance(self._factor, RoundedFactor):
+            if not isinstance(self._factor, Tensor):
                 solution = self._factor.solve(right)
             if solution is None:
                 solution = torch.cholesky_solve(right, self._in_float64())
@@ -137,7 +147,9 @@ class Factor:
         """
         change = None
         with _numerical_errors("the solution of a linear system"):
-            if isinstance(self._factor, RoundedFactor):
+            if isinstance(self._factor, BlockedFactor):
+                change = self._factor.refit_change(rows, keep)
+            elif isinstance(self._factor, RoundedFactor):
                 coupling = self._factor.system.matrix[:keep, keep:]
                 change = self._factor.leading(keep).solve(product(coupling, rows[keep:]))
             if change is None:
@@ -146,14 +158,20 @@ class Factor:
                 change = torch.linalg.solve_triangular(lower[:keep, :keep].mT, right, upper=True)
         return require_finite(rows[:keep] + change, "the solution of a linear system")
 
-    def inverse(self) -> Tensor:
+    def inverse(self, *, overwrite: bool = False) -> Tensor:
         """Return the inverse of the damped matrix, (…, n, n), computed in float64.
+
+        Args:
+            overwrite: let it replace a factor that was made in place, which is not used afterwards.
 
         Raises:
             NumericalError: if it is not finite.
         """
         with _numerical_errors("an inversion"):
-            inverse = torch.cholesky_inverse(self._in_float64())
+            if isinstance(self._factor, BlockedFactor):
+                inverse = self._factor.inverse(overwrite=overwrite)
+            else:
+                inverse = torch.cholesky_inverse(self._in_float64())
         return require_finite(inverse, "an inverse")
 
     def rounded_inverse(self) -> Tensor | None:
@@ -165,7 +183,7 @@ class Factor:
         Raises:
             NumericalError: if it is not finite.
         """
-        if isinstance(self._factor, Tensor):
+        if not isinstance(self._factor, RoundedFactor):
             return None
         with _numerical_errors("an inversion"):
             inverse = self._factor.inverse()
@@ -187,6 +205,8 @@ class Factor:
         Raises:
             NumericalError: if the matrix is not positive definite.
         """
+        if isinstance(self._factor, BlockedFactor):
+            return self._factor.exact()
         if isinstance(self._factor, RoundedFactor):
             factor = _cholesky(self._factor.system.dense())
             if factor is None:
@@ -203,11 +223,16 @@ def require_finite(tensor: Tensor, what: str) -> Tensor:
     Raises:
         NumericalError: if it contains NaN or infinity.
     """
-    # The sum is NaN or infinite if an entry is, and needs no mask of the tensor's size. A sum of
-    # finite entries may also overflow, so entries are checked only if the sum is not finite.
-    if not torch.isfinite(tensor.sum()) and not torch.isfinite(tensor).all():
+    if not is_finite(tensor):
         raise NumericalError(f"{what} contains NaN or infinity")
     return tensor
+
+
+def is_finite(tensor: Tensor) -> bool:
+    """Report whether all entries are finite, without a copy of the tensor if they are."""
+    # The sum is NaN or infinite if an entry is, and needs no mask of the tensor's size. A sum of
+    # finite entries may also overflow, so entries are checked only if the sum is not finite.
+    return bool(torch.isfinite(tensor.sum())) or bool(torch.isfinite(tensor).all())
 
 
 def symmetrise(matrix: Tensor) -> Tensor:
@@ -220,9 +245,9 @@ def symmetrise(matrix: Tensor) -> Tensor:
     return (wide + wide.mT).mul_(0.5)
 
 
-def _mean_diagonal(matrix: Tensor) -> Tensor:
-    """Return the mean of the diagonal, (…, 1), or 1 where it is zero, so that damping acts."""
-    mean = matrix.diagonal(dim1=-2, dim2=-1).mean(-1, keepdim=True)
+def _mean_or_one(diagonal: Tensor) -> Tensor:
+    """Return the mean of a diagonal, (…, 1), or 1 where it is zero, so that damping acts."""
+    mean = diagonal.mean(-1, keepdim=True)
     return torch.where(mean > 0, mean, torch.ones_like(mean))
 
 
@@ -239,15 +264,24 @@ class DampedMatrix:
         gram: (…, n, n), any float dtype.
         per_dimension: use the diagonal itself as `D`, floored at `DIAGONAL_FLOOR` of its mean. A
             few dimensions of huge energy then do not decide how much the others are damped.
+        shrinkage: share of the diagonal that is added to it before, as by `shrunken`.
 
     Raises:
         NumericalError: if the matrix is not finite.
     """
 
-    def __init__(self, gram: Tensor, *, per_dimension: bool = False) -> None:
-        self._matrix = symmetrise(gram)
-        self._diagonal = self._matrix.diagonal(dim1=-2, dim2=-1).clone()
-        scale = _mean_diagonal(self._matrix).expand(self._diagonal.shape)
+    def __init__(
+        self, gram: Tensor, *, per_dimension: bool = False, shrinkage: float = 0.0
+    ) -> None:
+        self._is_in_place = gram.dim() == 2 and blocked.lacks_room(len(gram))
+        if self._is_in_place:  # copied for one factor at a time
+            self._matrix = require_finite(gram, "a second moment")
+            diagonal = gram.diagonal().to(WORKING_DTYPE, copy=True)
+        else:
+            self._matrix = symmetrise(gram)
+            diagonal = self._matrix.diagonal(dim1=-2, dim2=-1)
+        self._diagonal = diagonal.mul_(1.0 + shrinkage).clone()
+        scale = _mean_or_one(diagonal).expand(self._diagonal.shape)
         if per_dimension:
             scale = torch.maximum(self._diagonal, DIAGONAL_FLOOR * scale)
         self.scale = scale
@@ -262,25 +296,33 @@ class DampedMatrix:
         Raises:
             NumericalError: if no rung of the ladder succeeds.
         """
-        rung, diagonal = damping, self._matrix.diagonal(dim1=-2, dim2=-1)
+        rung = damping
         for _ in range(LADDER_STEPS + 1):
-            damped = self._diagonal + rung * self.scale
-            diagonal.copy_(damped)
             with _numerical_errors("a Cholesky factorisation"):
-                factor = self._factorise(damped)
+                factor = self._factorise(self._diagonal + rung * self.scale)
             if factor is not None:
                 return Factor(damping=rung, factor=factor)
             rung *= LADDER_FACTOR
-        diagonal.copy_(self._diagonal)
+        rank = "" if self._is_in_place else f": its rank is {self._rank()}"
         raise NumericalError(
             f"a Gram matrix of width {self._matrix.shape[-1]} is not positive definite even with "
-            f"damping {rung / LADDER_FACTOR:g}: its rank is {_numerical_rank(self._matrix)}",
+            f"damping {rung / LADDER_FACTOR:g}{rank}",
             hint="if the rank is low, the calibration text is too uniform or too short: use text "
             "with more variety, or more tokens",
         )
 
-    def _factorise(self, damped: Tensor) -> Tensor | RoundedFactor | None:
+    def _rank(self) -> int:
+        """Return the numerical rank of the undamped matrix, which takes copies of it."""
+        self._matrix.diagonal(dim1=-2, dim2=-1).copy_(self._diagonal)
+        return _numerical_rank(self._matrix)
+
+    def _factorise(self, damped: Tensor) -> Tensor | BlockedFactor | RoundedFactor | None:
         """Return a factor of the matrix with the diagonal `damped`, (…, n); None if it has none."""
+        if self._is_in_place:
+            copied = blocked.symmetrised(self._matrix)
+            copied.diagonal().copy_(damped)
+            return blocked.factorise(copied)
+        self._matrix.diagonal(dim1=-2, dim2=-1).copy_(damped)
         if _is_mixed(self._matrix):
             rounded = rounded_factor(System(matrix=self._matrix, diagonal=damped))
             if rounded is not None:
@@ -294,13 +336,16 @@ def _cholesky(matrix: Tensor) -> Tensor | None:
     return None if failed.any() or not torch.isfinite(factor.sum()) else factor
 
 
-def damped_cholesky(gram: Tensor, damping: float, *, per_dimension: bool = False) -> Factor:
+def damped_cholesky(
+    gram: Tensor, damping: float, *, per_dimension: bool = False, shrinkage: float = 0.0
+) -> Factor:
     """Factorise a positive semi-definite matrix with a single damping; see `DampedMatrix`.
 
     Raises:
         NumericalError: if the matrix is not finite or no rung of the ladder succeeds.
     """
-    return DampedMatrix(gram, per_dimension=per_dimension).factor(damping)
+    matrix = DampedMatrix(gram, per_dimension=per_dimension, shrinkage=shrinkage)
+    return matrix.factor(damping)
 
 
 def product(left: Tensor, right: Tensor) -> Tensor:
@@ -346,6 +391,15 @@ def shrunken(gram: Tensor, share: float) -> Tensor:
     result = gram.clone()
     result.diagonal(dim1=-2, dim2=-1).mul_(1.0 + share)
     return result
+
+
+def submatrix(matrix: Tensor, rows: Tensor) -> Tensor:
+    """Return some rows and the same columns of (n, n), in any order, (k, k).
+
+    Where memory is short, no copy of all columns of these rows is made.
+    """
+    short = blocked.lacks_room(len(matrix))
+    return blocked.submatrix(matrix, rows) if short else matrix[rows][:, rows]
 
 
 def _numerical_rank(gram: Tensor) -> int:

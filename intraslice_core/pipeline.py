@@ -6,7 +6,6 @@ states of the calibration sequences stay in memory, on a GPU where they fit.
 
 from __future__ import annotations
 
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,17 +13,10 @@ import torch
 from torch import Tensor
 
 import intraslice_core
-from intraslice_core.allocation.budget import compression_budget, resolve_round_to
-from intraslice_core.allocation.estimators import GRADIENT_SHARE
 from intraslice_core.allocation.residual_width import shortcut_warnings
-from intraslice_core.allocation.rounding import require_rounding
-from intraslice_core.allocation.shapes import (
-    SENSITIVITY_SHARE,
-    AllocationContext,
-    Shapes,
-    choose_shapes,
-)
-from intraslice_core.calibration import calibration_hash, text_prefix
+from intraslice_core.allocation.shapes import Shapes, choose_shapes
+from intraslice_core.blocked import factorising_in_place
+from intraslice_core.calibration import calibration_hash
 from intraslice_core.checkpoints.manifest import model_fingerprint
 from intraslice_core.checkpoints.model_card import base_licence
 from intraslice_core.checkpoints.reader import CheckpointReader, check_finite
@@ -38,6 +30,7 @@ from intraslice_core.config import (
     EvaluationConfig,
     ModelLimits,
 )
+from intraslice_core.content_key import content_key
 from intraslice_core.context_length import beyond_context, context_of
 from intraslice_core.cost_model import machine_rates
 from intraslice_core.cost_model.memory import dense_output_bytes
@@ -48,25 +41,22 @@ from intraslice_core.device import (
     gpu_class_of,
     repeatable_arithmetic,
     resolve_device,
-    resolve_dtype,
     return_free_memory,
-    rounding_class,
 )
-from intraslice_core.device_memory import BatchSize
 from intraslice_core.evaluation.comparison import open_requested_tasks
 from intraslice_core.evaluation.texts import check_texts
-from intraslice_core.export.form import WrittenReference, require_expressible
-from intraslice_core.export.gguf_vocabulary import read_vocabulary
-from intraslice_core.export.targets import require_target, runtimes
+from intraslice_core.export.form import WrittenReference
+from intraslice_core.export.targets import runtimes
 from intraslice_core.families.canonical import renumbered
 from intraslice_core.families.positions import learned_positions, require_lengths
-from intraslice_core.families.wrappers import describe_result, require_wrapper_budget
+from intraslice_core.families.wrappers import describe_result
 from intraslice_core.files import require_free_output, require_writable_directory
 from intraslice_core.finetuning.recover import recover_staged
 from intraslice_core.launcher import current_launch
 from intraslice_core.layer_loop import CompressionWork, LayerLoop
-from intraslice_core.methods import fixed_method, refit_warnings
+from intraslice_core.methods import fixed_method
 from intraslice_core.plan import dense_parameters, total_parameters
+from intraslice_core.planned_work import allocation_context, plan_work
 from intraslice_core.progress import (
     CancellationCheck,
     ProgressListener,
@@ -86,16 +76,11 @@ from intraslice_core.publication import (
     verify_staged,
     write_gguf_files,
 )
-from intraslice_core.rank_connection import (
-    connected_ranks,
-    of_largest_share,
-    require_launched_devices,
-    require_sequences,
-)
+from intraslice_core.rank_connection import connected_ranks, require_launched_devices
 from intraslice_core.rank_processes import RankRequest, run_on_ranks
 from intraslice_core.ranks import MAIN
+from intraslice_core.reports.references import recorded_reference
 from intraslice_core.reports.schema import CompressionReport
-from intraslice_core.residency import place_hidden_states
 from intraslice_core.residual_loop import ResidualLoop
 from intraslice_core.result_form import result_form, sliced_config
 from intraslice_core.resume_state import FinishedLayer, ResumeState
@@ -103,7 +88,7 @@ from intraslice_core.run import OpenedModel, Run
 from intraslice_core.run_texts import read_training_text, shared_calibration_text
 from intraslice_core.scratch import scratch_directory, staging_directory
 from intraslice_core.stage_speeds import StageSpeeds
-from intraslice_core.statistics_cache import ModelStatistics, StatisticsCache
+from intraslice_core.statistics_cache import StatisticsCache
 from intraslice_core.tokenizer import load_tokenizer
 from intraslice_core.tournament import choose_method
 
@@ -220,10 +205,11 @@ def _compress_with_main(run: Run) -> CompressionReport:
         CheckpointReader(dense.directory) as reader,
         torch.inference_mode(),
     ):
-        work = _plan_work(reader, dense, config, run)
-        with advising_bfloat16(work.dtype, work.device):
+        work = plan_work(reader, dense, config, run)
+        precision = advising_bfloat16(work.dtype, work.device)
+        with precision, factorising_in_place(active=work.in_place):
             work, tokens = shared_calibration_text(work, dense.directory, run)
-            shapes = choose_shapes(_shape_work(work, run), tokens)
+            shapes = choose_shapes(allocation_context(work, run), tokens)
             return_free_memory()
             loop = _loop(work, tokens, shapes, run)
             for layer in range(work.geometry.num_hidden_layers):
@@ -254,7 +240,12 @@ def compress_opened(
     context = context_of(read_json_object(dense.directory / CONFIG_FILE))
     run.warnings.extend(beyond_context(context, config, evaluation))
     run.shares = shares_of(recover=config.recover is not None)
-    with repeatable_arithmetic(device), run.reporting(), staging_directory(out) as staging:
+    with (
+        repeatable_arithmetic(device),
+        run.reporting(),
+        run.counting_work(_work_key(dense, config, evaluation, run)),
+        staging_directory(out) as staging,
+    ):
         run.warnings.extend(staging.warnings)
         staged = staging.directory / "checkpoint"
         if not run.verify:
@@ -281,10 +272,27 @@ def compress_opened(
             measured = evaluate_staged(pair, report, evaluation, tasks, run)
             report = report.with_evaluation(measured)
         later = {"warnings": (*report.warnings, *run.warnings[reported:])}
-        report = report.model_copy(update=later | {"seconds": time.perf_counter() - run.started})
+        report = report.model_copy(update=later | {"seconds": run.seconds})
         publish_staged(complete, out, report, run)
         run.record_speeds()
     return report
+
+
+def _work_key(
+    dense: OpenedModel,
+    config: CompressionConfig,
+    evaluation: EvaluationConfig | None,
+    run: Run,
+) -> str:
+    """Return the key of the time worked on a run; empty if nothing is resumed."""
+    if run.resume_state is None:
+        return ""
+    measured = None if evaluation is None else evaluation.model_dump(mode="json")
+    return content_key(
+        model=dense.fingerprint,
+        config=config.model_dump(mode="json", exclude={"devices"}),
+        evaluation=measured,
+    )
 
 
 def _compress_trial(
@@ -317,7 +325,7 @@ def _compress_checkpoint(
         run.warnings.extend(reader.warnings)
         if dense.wrapper_table is not None:
             run.warnings.append(describe_result(dense.wrapper_table, config.target))
-        work = _plan_work(reader, dense, config, run)
+        work = plan_work(reader, dense, config, run)
         room = reader.bytes_total * (1 + len(config.gguf_formats)) + bytes_of_wrapper(dense, config)
         if evaluation is not None:
             room += dense_output_bytes(work.geometry, evaluation, work.dtype.itemsize)
@@ -330,89 +338,17 @@ def _compress_checkpoint(
             tokenizer = load_tokenizer(dense.directory)
             run.warnings += check_texts(evaluation, tokenizer, work.canonical["vocab_size"])
         # Text that the model writes may overflow, too.
-        with advising_bfloat16(work.dtype, work.device):
+        precision = advising_bfloat16(work.dtype, work.device)
+        with precision, factorising_in_place(active=work.in_place):
             if tokens is None:
                 work, tokens = shared_calibration_text(work, dense.directory, run)
             run.calibration = tokens
             work, run.training_text = read_training_text(work, dense.directory, staged.parent, run)
-            shapes = choose_shapes(_shape_work(work, run), tokens)
+            shapes = choose_shapes(allocation_context(work, run), tokens)
             run.warnings += shortcut_warnings(work.geometry, shapes.plan)
             return_free_memory()
             layers = _write_compressed(work, dense.directory, staged, tokens, shapes, run)
         return _report(dense.reference, work, tokens, shapes, layers, staged, run)
-
-
-def _plan_work(
-    reader: CheckpointReader, dense: OpenedModel, config: CompressionConfig, run: Run
-) -> CompressionWork:
-    geometry = reader.family.geometry(reader.config)
-    canonical = reader.family.canonical_settings(reader.config)
-    demands = require_target(config, dense.target_type(config.target, reader.family.model_type))
-    require_wrapper_budget(config, dense.wrapper_table)
-    if config.target != "research":
-        require_expressible(reader.family, reader.config, demands, config)
-    if config.gguf_formats:
-        vocabulary = read_vocabulary(dense.directory, canonical["vocab_size"], adds_bos=False)
-        run.warnings += [] if vocabulary.caveat is None else [vocabulary.caveat]
-    run.warnings += refit_warnings(config.method, output_norms=canonical["output_norms"])
-    require_sequences(run.ranks, config)
-    device = resolve_device(run.ranks.device_name(config.device))
-    budget = compression_budget(config, geometry, reader.dtype.itemsize)
-    require_rounding(config, geometry, budget, demands.shapes)
-    config = config.model_copy(update={"round_to": resolve_round_to(config, geometry)})
-    dtype = resolve_dtype(config.dtype, device, reader.dtype)
-    digest = dense.fingerprint if run.statistics_cache or run.resume_state else ""
-    statistics = None
-    if run.statistics_cache is not None:
-        facts = {"model": digest, "place": rounding_class(device), "dtype": str(dtype)}
-        statistics = ModelStatistics(cache=run.statistics_cache, facts=facts)
-    items = (dtype.itemsize, reader.dtype.itemsize)
-    share = of_largest_share(run.ranks, config)
-    placement = place_hidden_states(geometry, share, device, items, run.offload_dir)
-    if placement.message is not None:
-        run.report(Stage.LOAD, placement.message)
-    return CompressionWork(
-        reader=reader,
-        config=config,
-        canonical=canonical,
-        target_type=dense.target_type(config.target, reader.family.model_type),
-        geometry=geometry,
-        budget=budget,
-        device=device,
-        dtype=dtype,
-        stored_dtype=reader.dtype,
-        fingerprint=digest,
-        prefix=text_prefix(load_tokenizer(dense.directory)),
-        statistics=statistics,
-        resume_state=run.resume_state,
-        memory=placement.memory,
-        batch=BatchSize(requested=config.batch_size, is_fixed=not run.ranks.is_alone),
-        ranks=run.ranks,
-    )
-
-
-def _shape_work(work: CompressionWork, run: Run) -> AllocationContext:
-    expected, ends = run.durations, (GRADIENT_SHARE * SENSITIVITY_SHARE, SENSITIVITY_SHARE)
-
-    def before_batch(done: float, message: str) -> None:
-        time_done = done if expected is None else expected.allocation.finished(done, ends)
-        run.report(Stage.ALLOCATE, message, time_done)
-
-    return AllocationContext(
-        layers=work.layers,
-        config=work.config,
-        demands=require_target(work.config, work.target_type),
-        geometry=work.geometry,
-        budget=work.budget,
-        device=work.device,
-        stored_dtype=work.stored_dtype,
-        cache=run.sensitivity_cache,
-        key=work.key,
-        batch=work.batch,
-        resume_state=work.resume_state,
-        prefix_length=len(work.prefix),
-        before_batch=before_batch,
-    )
 
 
 def _write_compressed(
@@ -462,7 +398,7 @@ def _report(
     geometry, plan = work.geometry, shapes.plan
     return CompressionReport(
         engine_version=intraslice_core.__version__,
-        model=model,
+        model=recorded_reference(model),
         method=fixed_method(work.config),
         config=work.config,
         geometry=geometry,
@@ -482,7 +418,7 @@ def _report(
         calibration_hash=calibration_hash(tokens),
         calibration_tokens=tokens.numel(),
         begins_with_bos=bool(work.prefix),
-        seconds=time.perf_counter() - run.started,
+        seconds=run.seconds,
         peak_memory_bytes=peak_memory(work.device),
         device=device_class(work.device),
         allocation=shapes.report,

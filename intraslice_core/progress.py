@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -108,6 +109,30 @@ class StageTimer:
         return seconds
 
 
+_UNCERTAINTY, _EARLY_UNCERTAINTY = 0.3, 1.0
+"""Uncertainty of a whole run's time, relative to it; and before a fifth of a run on a machine that
+has no earlier one."""
+_EARLY_FRACTION = 0.2
+
+
+def remaining_range(left: float, total: float, *, is_early: bool = False) -> tuple[float, float]:
+    """Return the range of a remaining time, which most runs keep to.
+
+    The uncertainty of what is left shrinks with the square root of its share, as that of a sum of
+    parts with errors of their own.
+
+    Args:
+        left: estimate of the remaining time.
+        total: estimate of the whole time.
+        is_early: the run has neither shown its pace nor an earlier run on the same machine.
+    """
+    uncertainty = _EARLY_UNCERTAINTY if is_early else _UNCERTAINTY
+    if left <= 0.0:
+        return 0.0, 0.0
+    factor = 1.0 + uncertainty * math.sqrt(max(total, left) / left)
+    return left / factor, left * factor
+
+
 class RemainingTime:
     """Estimate of a run's remaining time from its finished fraction and the time it has taken.
 
@@ -168,6 +193,16 @@ class RemainingTime:
             return None
         stage_left, later = self._left
         return max(stage_left + later - (now - self._last.seconds), later)
+
+    def bounds(self, left: float, now: float) -> tuple[float, float]:
+        """Return the range of an estimate of the remaining seconds, which most runs keep to.
+
+        Args:
+            left: estimate of now.
+            now: time of the same clock as `started`.
+        """
+        is_early = self.expected is None and self._last.fraction < _EARLY_FRACTION
+        return remaining_range(left, now - self._started + left, is_early=is_early)
 
     def _left_after(self, fraction: float, now: float, end: float) -> tuple[float, float] | None:
         """Return the remaining seconds of the current stage and of all later ones."""
@@ -242,6 +277,10 @@ class ProgressEvent(FrozenModel):
     layer: int | None = None
     layers: int | None = None
     eta_seconds: float | None = None
+    """Remaining seconds; None while they are not known."""
+    eta_seconds_low: float | None = None
+    eta_seconds_high: float | None = None
+    """Ends of their range, which most runs keep to."""
     finished: LayerDone | None = None
 
 

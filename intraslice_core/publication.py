@@ -24,9 +24,11 @@ from intraslice_core.config import (
     EvaluationConfig,
     ExportFormat,
 )
+from intraslice_core.content_key import content_key
 from intraslice_core.cost_model.memory import evaluation_bytes, verification_bytes
-from intraslice_core.device import HostMemory, resolve_device, resolve_dtype
+from intraslice_core.device import HostMemory, resolve_device, resolve_dtype, rounding_class
 from intraslice_core.evaluation.comparison import OUTPUT_MEMORY_BYTES, Materials, evaluate_pair
+from intraslice_core.evaluation.saved_scores import SavedScores
 from intraslice_core.evaluation.verification import (
     VerificationResult,
     has_llama_cpp,
@@ -40,6 +42,11 @@ from intraslice_core.files import require_free_output
 from intraslice_core.modeling import IntraSliceForCausalLM
 from intraslice_core.progress import ProgressEvent, Stage
 from intraslice_core.reports.model_card import write_model_card
+from intraslice_core.reports.references import (
+    local_references,
+    public_reference,
+    public_settings,
+)
 from intraslice_core.reports.schema import (
     REPORT_FILE,
     CompressionReport,
@@ -199,11 +206,28 @@ def evaluate_staged(
             dense_scores=run.dense_scores,
             memory=_output_memory(run, pair[1]),
             seconds=None if expected is None else expected.parts,
+            saved=_saved_scores(report, evaluation, scoring_device, run),
             speed_device=speed_device,
         ),
         on_progress=relay,
         should_cancel=run.should_cancel,
     )
+
+
+def _saved_scores(
+    report: CompressionReport, evaluation: EvaluationConfig, device: str, run: Run
+) -> SavedScores | None:
+    """Return the scores that an interrupted run has left; None without a resume state."""
+    if run.resume_state is None or run.written is None:
+        return None
+    key = content_key(
+        dense=report.base_fingerprint,
+        compressed=run.written.tensors,
+        evaluation=evaluation.model_dump(mode="json"),
+        dtype=report.config.dtype,
+        place=rounding_class(resolve_device(device)),
+    )
+    return SavedScores(resume_state=run.resume_state, key=key, on_unsaved=run.warn)
 
 
 def _evaluation_devices(
@@ -241,15 +265,17 @@ def publish_staged(staged: Path, out: Path, report: CompressionReport, run: Run)
     run.report(Stage.EXPORT, f"writing {out}")
     (staged / REPORT_FILE).write_text(report.model_dump_json(indent=2) + "\n", encoding="utf-8")
     write_model_card(staged, report)
+    paths = local_references(report)
+    texts = () if report.evaluation is None else report.evaluation.texts
     write_manifest(
         staged,
         {
             "model": report.model,
             "base_fingerprint": report.base_fingerprint,
             "licence": report.base_licence,
-            "compression": report.config.model_dump(mode="json"),
+            "compression": public_settings(report.config.model_dump(mode="json"), paths),
             "calibration_hash": report.calibration_hash,
-            "evaluation": [] if report.evaluation is None else report.evaluation.texts,
+            "evaluation": [public_reference(text) for text in texts],
         },
     )
     require_free_output(out)

@@ -1,6 +1,7 @@
-"""Places of hidden states and of whole models, on the GPU where they fit by the cost model.
+"""Places of hidden states and of whole models, and factorisations in place, by the cost model.
 
-Places are decided once per run, when it begins or before a stage, by the free memory of the device.
+They are decided once per run, when it begins or before a stage: on a GPU by its free memory, on a
+CPU by the memory that the process may use, whoever uses it now, so that runs repeat bit for bit.
 """
 
 from __future__ import annotations
@@ -12,12 +13,14 @@ import torch
 
 from intraslice_core.config import CompressionConfig
 from intraslice_core.cost_model import StageBytes, stage_bytes
+from intraslice_core.cost_model.memory import PROCESS_BYTES
 from intraslice_core.device import DeviceMemory, HostMemory, TensorMemory, resolve_device
 from intraslice_core.device_memory import free_device_memory
+from intraslice_core.host_limit import host_memory_bytes
 from intraslice_core.plan import ModelGeometry
 
 DEVICE_SHARE = 0.8
-"""Share of a GPU's free memory that an estimate may take.
+"""Share of a GPU's free memory, or of the host's, that an estimate may take.
 
 The rest is for the work space of kernels, fragmentation, and errors of the estimate.
 """
@@ -29,7 +32,9 @@ class StatePlacement:
 
     memory: TensorMemory
     message: str | None
-    """Explanation for the log; None on a CPU, where there is no choice."""
+    """Explanation for the log; None on a CPU with enough memory, where there is no choice."""
+    in_place: bool = False
+    """True if there is too little memory for copies of wide second moments."""
 
 
 def place_hidden_states(
@@ -39,7 +44,7 @@ def place_hidden_states(
     item_bytes: tuple[int, int],
     offload_dir: Path | None,
 ) -> StatePlacement:
-    """Choose the memory of the hidden states of all stages.
+    """Choose the memory of the hidden states of all stages, and how moments are factorised.
 
     Args:
         geometry: dimensions of the dense model.
@@ -49,23 +54,53 @@ def place_hidden_states(
         offload_dir: directory for hidden states that do not fit on the device; None keeps them in
             host memory.
     """
+    copied = stage_bytes(geometry, config, *item_bytes)
+    in_place = stage_bytes(geometry, config, *item_bytes, in_place=True)
     if device.type != "cuda":
-        return StatePlacement(memory=HostMemory(offload_dir), message=None)
-    stages = stage_bytes(geometry, config, *item_bytes)
-    states, needed = _largest(stages)
+        return _placed_on_host(copied, offload_dir, saves=in_place != copied)
     free = free_device_memory(device)
+    needed = max(stage.device for stage in copied.values())
+    is_short = needed > DEVICE_SHARE * free and in_place != copied
+    note = f"; {_in_place_message(needed)}" if is_short else ""
+    states, needed = _largest(in_place if is_short else copied)
     sizes = f"{states / 1e9:.2f} GB of hidden states"
+    memory: TensorMemory
     if needed <= DEVICE_SHARE * free:
+        memory = DeviceMemory(device)
         message = f"{sizes} stay on {device}, which has {free / 1e9:.1f} GB free"
-        return StatePlacement(memory=DeviceMemory(device), message=message)
-    place = "host memory" if offload_dir is None else str(offload_dir)
-    message = (
-        f"{sizes} lie in {place}: with them a stage needs {needed / 1e9:.2f} GB, and {device} has "
-        f"{free / 1e9:.2f} GB free"
-    )
-    return StatePlacement(
-        memory=HostMemory(offload_dir, page_locked=offload_dir is None), message=message
-    )
+    else:
+        memory = HostMemory(offload_dir, page_locked=offload_dir is None)
+        place = "host memory" if offload_dir is None else str(offload_dir)
+        message = (
+            f"{sizes} lie in {place}: with them a stage needs {needed / 1e9:.2f} GB, and {device} "
+            f"has {free / 1e9:.2f} GB free"
+        )
+    return StatePlacement(memory=memory, message=message + note, in_place=is_short)
+
+
+def _placed_on_host(
+    copied: dict[str, StageBytes], offload_dir: Path | None, *, saves: bool
+) -> StatePlacement:
+    """Return the placement on a CPU.
+
+    Args:
+        copied: memory of the stages with copies of second moments.
+        offload_dir: directory for hidden states; None keeps them in memory.
+        saves: whether factorisations in place need less.
+    """
+    memory, limit = HostMemory(offload_dir), host_memory_bytes()
+    in_files = offload_dir is not None
+    stage = max(stage.device + (0 if in_files else stage.host) for stage in copied.values())
+    needed = PROCESS_BYTES + stage
+    if not saves or needed <= DEVICE_SHARE * limit:
+        return StatePlacement(memory=memory, message=None)
+    message = f"{_in_place_message(needed)}, and the host has {limit / 1e9:.2f} GB"
+    return StatePlacement(memory=memory, message=message, in_place=True)
+
+
+def _in_place_message(needed: int) -> str:
+    """Return the reason for factorisations in place."""
+    return f"moments are factorised in place: with copies a stage needs {needed / 1e9:.2f} GB"
 
 
 def _largest(stages: dict[str, StageBytes]) -> tuple[int, int]:

@@ -2,10 +2,11 @@
 
 They hold the calibration tokens, each compressed layer, and from time to time the hidden states or
 the state of a training. Every file records a digest of everything that its content depends on and
-appears whole or not at all. Only the hidden states are rewritten in place; each state of a training
-is a file of its own, so that it can be copied to another machine like all others. A resumed run
-therefore ends with the bytes of an undisturbed one. If the saved hidden states lag behind the
-finished layers, they pass through those layers once more; nothing is solved again.
+appears whole or not at all. Hidden states, scores of the evaluation and the time worked stay on
+their machine. All other files are written once, each state of a training by a name of its own, so
+that they can be copied to another machine. A resumed run therefore ends with the bytes of an
+undisturbed one. If the saved hidden states lag behind the finished layers, they pass through those
+layers once more; nothing is solved again.
 """
 
 from __future__ import annotations
@@ -31,6 +32,9 @@ SUFFIX = ".safetensors"
 _TOKENS = "tokens"
 _RECOVERY_TOKENS = "recovery-tokens"
 _HIDDEN_STATES = "hidden-states"
+LOCAL_PREFIX = "local-"
+"""Begin of the names of further files that stay on their machine."""
+_WORK = f"{LOCAL_PREFIX}work"
 TRAINING_PREFIX = "training-"
 """Begin of the names of files with the state of a training: its number of steps in eight digits
 follows, so that the newest is the last by name."""
@@ -73,7 +77,7 @@ class ResumeState:
         directory: created by the first write.
         hidden_states_every_seconds: least time between two saves of the files that are rewritten:
             the hidden states and the state of a training.
-        on_saved: called with the name of every file but the hidden states once it is complete.
+        on_saved: called with the name of every file that may be copied once it is complete.
     """
 
     directory: Path
@@ -81,6 +85,8 @@ class ResumeState:
     on_saved: SavedListener = ignore_saved
     _hidden_states_saved: float = field(default_factory=time.monotonic, init=False)
     _recovery_saved: float = field(default_factory=time.monotonic, init=False)
+    was_used: bool = field(default=False, init=False)
+    """Whether a part of this run came from an earlier one."""
 
     def tokens(self, key: str, read: ReadTokens, warnings: list[str]) -> Tensor:
         """Return the saved calibration tokens, or read and save them.
@@ -166,25 +172,52 @@ class ResumeState:
             tensor.copy_(file.tensors[name])
         return int(file.facts["layers"])
 
-    def save_hidden_states_if_due(
-        self, key: str, hidden: Mapping[str, Tensor], layers: int
+    def save_hidden_states(
+        self, key: str, hidden: Mapping[str, Tensor], layers: int, *, at_once: bool = False
     ) -> str | None:
-        """Save hidden states that have passed `layers` layers, if the last save is long ago.
+        """Save hidden states that have passed `layers` layers, if it is due or `at_once` is set.
 
         Returns:
             The reason if they could not be saved. A resumed run then repeats more passes.
         """
-        if time.monotonic() - self._hidden_states_saved < self.hidden_states_every_seconds:
+        since = time.monotonic() - self._hidden_states_saved
+        if not at_once and since < self.hidden_states_every_seconds:
             return None
         self._hidden_states_saved = time.monotonic()
-        self.directory.mkdir(parents=True, exist_ok=True)
-        needed = sum(tensor.nbytes for tensor in hidden.values())
-        if shutil.disk_usage(self.directory).free < 2 * needed:
-            return f"{self.directory} has no room for {needed / 1e9:.2f} GB of hidden states"
+        facts = {"key": key, "layers": str(layers)}
+        return self._save_here(_HIDDEN_STATES, hidden, facts, "hidden states")
+
+    def save_scores(
+        self, name: str, key: str, tensors: Mapping[str, Tensor], facts: Mapping[str, str]
+    ) -> str | None:
+        """Save tensors and facts of a finished part of the evaluation, by a name for this machine.
+
+        Returns:
+            The reason if they could not be saved. A resumed run then repeats the part.
+        """
+        return self._save_here(name, tensors, {**facts, "key": key}, "scores")
+
+    def worked_seconds(self, key: str) -> float:
+        """Return the seconds that earlier attempts on this machine worked before they stopped."""
+        facts = self._facts(_WORK, key)
+        return 0.0 if facts is None else float(facts["seconds"])
+
+    def save_worked_seconds(self, key: str, seconds: float) -> None:
+        """Save the seconds that this attempt and earlier ones have worked, if the disk has room."""
+        self._save_here(_WORK, {}, {"key": key, "seconds": repr(seconds)}, "duration")
+
+    def _save_here(
+        self, name: str, tensors: Mapping[str, Tensor], facts: Mapping[str, str], content: str
+    ) -> str | None:
+        """Save a file that no other machine needs; return the reason if it could not be saved."""
+        needed = sum(tensor.nbytes for tensor in tensors.values())
         try:
-            self._save(_HIDDEN_STATES, hidden, {"key": key, "layers": str(layers)})
+            self.directory.mkdir(parents=True, exist_ok=True)
+            if shutil.disk_usage(self.directory).free < 2 * needed:
+                return f"{self.directory} has no room for {needed / 1e9:.2f} GB of {content}"
+            self._save(name, tensors, facts)
         except OSError as error:
-            return f"the hidden states could not be saved: {error.strerror or error}"
+            return f"the {content} could not be saved: {error.strerror or error}"
         return None
 
     def recovery(self, key: str) -> tuple[dict[str, Tensor], dict[str, str]] | None:
@@ -268,6 +301,7 @@ class ResumeState:
         facts = self._facts(name, key)
         if facts is None:
             return None
+        self.was_used = True
         with safe_open(self.directory / (name + SUFFIX), framework="pt", device="cpu") as opened:
             tensors = {entry: opened.get_tensor(entry) for entry in opened.offset_keys()}
         if not mapped:

@@ -25,6 +25,7 @@ from intraslice_core.cost_model import (
     expected_durations,
 )
 from intraslice_core.device_memory import lowered_batches_to, out_of_memory_reported
+from intraslice_core.errors import CompressionCancelledError
 from intraslice_core.evaluation.scoring import DenseScores
 from intraslice_core.export.form import WrittenReference
 from intraslice_core.families.wrappers import Wrapper, wrapper_of
@@ -114,6 +115,8 @@ class Run:
     uploads: bool = False
     """The caller uploads the result, which has a share in the progress."""
     resumed_layers: int = 0
+    earlier_seconds: float = 0.0
+    """Seconds that attempts before this one worked before they stopped."""
     written: WrittenRecord | None = None
     """Digests of what the checkpoint's files must contain."""
     reference: WrittenReference | None = None
@@ -155,6 +158,27 @@ class Run:
         return SensitivityCache(
             directory=state.directory, has_room=lambda _: True, on_saved=state.on_saved
         )
+    def seconds(self) -> float:
+        """Return the seconds of work so far, over all attempts, without pauses between them."""
+        return self.earlier_seconds + time.perf_counter() - self.started
+
+    @contextmanager
+    def counting_work(self, key: str) -> Iterator[None]:
+        """Count the work of earlier attempts, and save it for the next one if this one is stopped.
+
+        Args:
+            key: digest of the run's model and settings.
+        """
+        state = self.resume_state
+        if state is None:
+            yield
+            return
+        self.earlier_seconds = state.worked_seconds(key)
+        try:
+            yield
+        except CompressionCancelledError:
+            state.save_worked_seconds(key, self.seconds)
+            raise
 
     def expect(
         self,
@@ -185,16 +209,17 @@ class Run:
             rates=rates,
         )
         self._machine = machine
-        slowness = {} if self.speeds is None else self.speeds.read(machine)
+        earlier = [] if self.speeds is None else self.speeds.read(machine)
         stages = {Stage.TOURNAMENT: self.tournament_seconds, **durations.stages}
-        seconds = expected_seconds(stages, slowness)
+        seconds = expected_seconds(stages, earlier)
         self.shares = stage_shares(seconds)
-        self._remaining.expected = sum(seconds.values()) if slowness else None
+        self._remaining.expected = sum(seconds.values()) if earlier else None
 
     def record_speeds(self) -> None:
         """Record the speeds of a finished run, unless parts of it were restored or cached."""
         measured = self._timer.seconds_until(time.perf_counter())
-        reuses = self.resumed_layers > 0 or self.statistics_cache is not None
+        resumed = self.resume_state is not None and self.resume_state.was_used
+        reuses = resumed or self.statistics_cache is not None
         if self.speeds is not None and self.durations is not None and not reuses:
             self.speeds.record(self._machine, self.durations.stages, measured)
 
@@ -230,16 +255,10 @@ class Run:
             now = time.perf_counter()
             self._timer.enter(stage, now)
             eta = self._remaining.estimate(stage, fraction, now, end=end, seconds_left=seconds_left)
-            self._send(
-                ProgressEvent(
-                    stage=stage,
-                    message=message,
-                    fraction=fraction,
-                    layer=layer,
-                    layers=layers,
-                    eta_seconds=eta,
-                )
+            event = ProgressEvent(
+                stage=stage, message=message, fraction=fraction, layer=layer, layers=layers
             )
+            self._send(event.model_copy(update=self._remaining_fields(eta, now)))
 
     @contextmanager
     def reporting(self) -> Iterator[None]:
@@ -281,9 +300,14 @@ class Run:
             end = self.shares[last.stage][1]
             eta = self._remaining.estimate(last.stage, last.fraction, now, end=end)
             text = f"{last.message}: {message}" if message else last.message
-            changes = {"message": text, "eta_seconds": eta, "finished": None}
+            changes = {"message": text, "finished": None, **self._remaining_fields(eta, now)}
             self._sent = now
             self.on_progress(last.model_copy(update=changes))
+
+    def _remaining_fields(self, eta: float | None, now: float) -> dict[str, float | None]:
+        """Return an event's fields of the remaining time and its range."""
+        low, high = (None, None) if eta is None else self._remaining.bounds(eta, now)
+        return {"eta_seconds": eta, "eta_seconds_low": low, "eta_seconds_high": high}
 
     def _send(self, event: ProgressEvent) -> None:
         with self._lock:

@@ -1,70 +1,60 @@
-"""Speeds of earlier runs, by stage and class of machines, for the remaining time of later ones.
+"""Durations of earlier runs' stages, by class of machines, for the remaining time of later ones.
 
 The cost model (`cost_model.stage_seconds`) knows the proportions of the work, but not how fast a
-machine does each kind of it. A worker keeps the ratios of measured and modelled seconds in a file.
+machine does each kind of it. A worker keeps what its runs have shown in a file.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
-import statistics
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pydantic import PositiveFloat, TypeAdapter
+from pydantic import TypeAdapter
 
+from intraslice_core.cost_model.past_runs import NEWEST_RUNS, PastRun, predict_duration
 from intraslice_core.progress import Stage
 
-_SHORTEST_SECONDS = 0.05
-"""Duration of a stage below which its speed is noise."""
-_NEWEST_WEIGHT = 0.5
-"""Weight of the newest run in the ratio that is kept."""
-
-_CONTENT: TypeAdapter[dict[str, dict[Stage, float]]] = TypeAdapter(
-    dict[str, dict[Stage, PositiveFloat]]
-)
-
-Slowness = Mapping[Stage, float]
-"""Measured seconds of each stage per modelled second."""
+_CONTENT: TypeAdapter[dict[str, list[PastRun]]] = TypeAdapter(dict[str, list[PastRun]])
+_ANY_METHOD = ""
+"""Method of all runs of the file, whose machines are classes of one method each."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class StageSpeeds:
-    """File of measured ratios by class of machines; it may be removed at any time."""
+    """File of finished runs on classes of machines; it may be removed at any time."""
 
     file: Path
 
-    def read(self, machine: str) -> dict[Stage, float]:
-        """Return the ratios measured on a class of machines; empty without any.
+    def read(self, machine: str) -> list[PastRun]:
+        """Return the runs on a class of machines, newest first; empty without any.
 
         An unreadable file counts as an empty one: it only improves an estimate.
         """
-        return self._read_all().get(machine, {})
+        return self._read_all().get(machine, [])
 
     def record(
         self, machine: str, modelled: Mapping[Stage, float], measured: Mapping[Stage, float]
     ) -> None:
-        """Add the stages of a finished run, averaged with those of earlier runs.
+        """Add a finished run; the oldest beyond those of a fit are removed.
 
         Args:
             machine: class of machines.
             modelled: seconds of each stage by the cost model.
-            measured: seconds that each stage took; shorter ones than 50 ms are left out.
+            measured: seconds that each stage took; those without modelled seconds are left out.
         """
         every = self._read_all()
-        ratios = every.setdefault(machine, {})
-        for stage, seconds in measured.items():
-            if seconds >= _SHORTEST_SECONDS and modelled.get(stage, 0.0) > 0.0:
-                newest = seconds / modelled[stage]
-                earlier = ratios.get(stage, newest)
-                ratios[stage] = earlier + _NEWEST_WEIGHT * (newest - earlier)
+        seconds = {stage: measured[stage] for stage in modelled if stage in measured}
+        work = {stage: modelled[stage] for stage in seconds}
+        run = PastRun(method=_ANY_METHOD, work=work, seconds=seconds)
+        every[machine] = [run, *every.get(machine, [])][:NEWEST_RUNS]
         with contextlib.suppress(OSError):  # a full disk must not fail a finished run
             self._replace(_CONTENT.dump_json(every, indent=1))
 
-    def _read_all(self) -> dict[str, dict[Stage, float]]:
+    def _read_all(self) -> dict[str, list[PastRun]]:
         try:
             return _CONTENT.validate_json(self.file.read_bytes())
         except (OSError, ValueError):
@@ -79,10 +69,15 @@ class StageSpeeds:
         Path(name).replace(self.file)
 
 
-def expected_seconds(modelled: Mapping[Stage, float], slowness: Slowness) -> dict[Stage, float]:
+def expected_seconds(
+    modelled: Mapping[Stage, float], runs: Sequence[PastRun]
+) -> dict[Stage, float]:
     """Return the expected seconds of each stage, from the cost model and earlier runs.
 
-    Stages that no earlier run has measured are as slow as the median of the others.
+    Args:
+        modelled: seconds of each stage by the cost model.
+        runs: on the same class of machines, newest first; without any the model's seconds hold.
     """
-    typical = statistics.median(slowness.values()) if slowness else 1.0
-    return {stage: seconds * slowness.get(stage, typical) for stage, seconds in modelled.items()}
+    if not runs:
+        return dict(modelled)
+    return dict(predict_duration(runs, _ANY_METHOD, modelled).stages)

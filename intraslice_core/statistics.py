@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from intraslice_core.blocked import mirrored
 from intraslice_core.device import exact_products
 from intraslice_core.errors import NumericalError
 from intraslice_core.linalg import WORKING_DTYPE, product
@@ -71,17 +72,6 @@ def _add_triangle(total: Tensor, wide: Tensor) -> None:
     for start in range(0, width, step):
         end = min(start + step, width)
         total[start:end, :end].addmm_(wide[:, start:end].mT, wide[:, :end])
-
-
-def mirrored(triangle: Tensor) -> Tensor:
-    """Copy the lower triangle of (n, n) to the upper one, in place, and return the matrix."""
-    width = triangle.shape[0]
-    for start in range(0, width, _MIN_PANEL_WIDTH):
-        end = min(start + _MIN_PANEL_WIDTH, width)
-        triangle[:start, start:end] = triangle[start:end, :start].mT
-        block = triangle[start:end, start:end]
-        block.copy_(block.tril() + block.tril(-1).mT)
-    return triangle
 
 
 def prefix_scale(stream: Tensor, prefix_length: int) -> Tensor | None:

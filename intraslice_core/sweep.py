@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -28,6 +28,7 @@ from pydantic import ValidationError
 import intraslice_core
 from intraslice_core.allocation.budget import compression_budget
 from intraslice_core.allocation.rounding import require_rounding
+from intraslice_core.checkpoints.manifest import model_fingerprint
 from intraslice_core.checkpoints.reader import CheckpointReader
 from intraslice_core.checkpoints.sources import open_directory
 from intraslice_core.checkpoints.weight_files import weight_bytes
@@ -56,6 +57,7 @@ from intraslice_core.progress import (
 )
 from intraslice_core.publication import UNVERIFIED, reset_peak_memory
 from intraslice_core.rank_connection import require_single_process
+from intraslice_core.reports.references import recorded_reference
 from intraslice_core.reports.schema import REPORT_FILE, CompressionReport
 from intraslice_core.reports.sweep import SweepChild, SweepPoint, SweepReport, SweepRequest
 from intraslice_core.resume_state import ResumeState
@@ -145,6 +147,7 @@ def _sweep(
         progress.opening(f"opening {request.model}")
         source = open_directory(request.model, scratch.directory, limits)
         opened = OpenedModel(reference=request.model, directory=source.path, wrapper=source.wrapper)
+        _require_same_model(opened, finished, out)
         report = _empty_report(request, opened, time.perf_counter() - started)
         cache = StatisticsCache(
             directory=work / "shared", max_bytes=shutil.disk_usage(work).free // 2
@@ -166,6 +169,23 @@ def _sweep(
             progress.done(child)
             shutil.rmtree(work / folder_name(request, child), ignore_errors=True)
     return report
+
+
+def _require_same_model(
+    opened: OpenedModel, finished: Mapping[SweepChild, CompressionReport | None], out: Path
+) -> None:
+    """Raise if finished results are of another model; reports know a directory by its name only.
+
+    Raises:
+        OutputExistsError: naming the output directory.
+    """
+    fingerprints = {report.base_fingerprint for report in finished.values() if report is not None}
+    if fingerprints and fingerprints != {model_fingerprint(opened.directory)}:
+        raise OutputExistsError(
+            f"{out} contains results of another model with the same name",
+            field="out",
+            hint="give another directory or remove it",
+        )
 
 
 def _empty_report(request: SweepRequest, opened: OpenedModel, seconds: float) -> SweepReport:
@@ -254,7 +274,7 @@ def _matches(report: CompressionReport, request: SweepRequest, child: SweepChild
     if config.round_to is None:  # the report holds the one selected for the model
         config = config.model_copy(update={"round_to": report.config.round_to})
     return (
-        report.model == request.model
+        recorded_reference(report.model) == recorded_reference(request.model)
         and (report.config == config or _differ_by_optional_web(report.config, config))
         and report.engine_version == intraslice_core.__version__
         and measured == request.evaluation
@@ -336,16 +356,20 @@ class _Progress:
 
         def relay(event: ProgressEvent) -> None:
             fraction = (self.finished + event.fraction * weight) / self._total
-            left = event.eta_seconds
-            if left is not None:
-                seconds = time.perf_counter() - started + left
-                left += seconds * (self._total - self.finished - weight) / weight
+            elapsed = time.perf_counter() - started
+            further = (self._total - self.finished - weight) / weight
+
+            def whole(left: float | None) -> float | None:
+                return None if left is None else left + (elapsed + left) * further
+
             self.listener(
                 event.model_copy(
                     update={
                         "message": f"{name}: {event.message}",
                         "fraction": fraction,
-                        "eta_seconds": left,
+                        "eta_seconds": whole(event.eta_seconds),
+                        "eta_seconds_low": whole(event.eta_seconds_low),
+                        "eta_seconds_high": whole(event.eta_seconds_high),
                     }
                 )
             )

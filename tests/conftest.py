@@ -109,7 +109,7 @@ def broker_url(valkey_server: EmbeddedValkey) -> str:
 
 @pytest.fixture
 def settings(tmp_path: Path, database_url: str, broker_url: str, artifact_store: str) -> Settings:
-    """Settings with short intervals that allow models and texts in `tmp_path`."""
+    """Settings with short intervals and the playground on, for models and texts in `tmp_path`."""
     return Settings(
         data_dir=tmp_path / "data",
         database_url=database_url,
@@ -123,6 +123,7 @@ def settings(tmp_path: Path, database_url: str, broker_url: str, artifact_store:
         lease_seconds=5.0,
         maintenance_seconds=0.2,
         child_grace_seconds=2.0,
+        playground=True,
     )
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import re
 import signal
 import sys
 import threading
@@ -35,6 +36,7 @@ from workers.telemetry import StageSpans
 _PR_SET_PDEATHSIG = 1
 _LACKS_MEMORY = "the engine process ran out of memory"
 _log = get_logger(__name__)
+_NUMBER = re.compile(r"\d+")
 
 
 class Child:
@@ -46,6 +48,7 @@ class Child:
         self._stop = threading.Event()
         self._stage: Stage | None = None
         self._spans = StageSpans()
+        self._steps: set[tuple[Stage, str]] = set()
 
     def request_stop(self, _number: int, _frame: FrameType | None) -> None:
         self._stop.set()
@@ -114,7 +117,20 @@ class Child:
     def _on_progress(self, event: ProgressEvent) -> None:
         self._stage = event.stage
         self._spans.enter(event.stage)
+        self._log_progress(event)
         self._send(ProgressMessage(event=event))
+
+    def _log_progress(self, event: ProgressEvent) -> None:
+        """Log every finished layer and the first time of every step; its progress is not logged."""
+        if event.finished is not None:
+            shape = event.finished.model_dump(exclude_none=True)
+            _log.info("layer_finished", stage=event.stage.value, layers=event.layers, **shape)
+            return
+        # A sub-step follows a colon, and steps of different layers differ in their numbers.
+        step = (event.stage, _NUMBER.sub("", event.message.partition(": ")[0]))
+        if step not in self._steps:
+            self._steps.add(step)
+            _log.info("step", stage=event.stage.value, message=event.message)
 
     def _on_layer_saved(self, name: str) -> None:
         self._send(LayerSavedMessage(name=name))
@@ -148,7 +164,18 @@ def die_with(parent: int) -> None:
         os._exit(1)
 
 
-def _configure_telemetry(telemetry: ChildTelemetry) -> None:
+def message_channel() -> BinaryIO:
+    """Return the original stdout for messages, and send prints to the log.
+
+    Libraries print to stdout.
+    """
+    channel = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)
+    return channel
+
+
+def configure_telemetry(telemetry: ChildTelemetry) -> None:
+    """Set up log and traces by the worker's settings."""
     # Always JSON: the worker parses the lines and writes them in its own format.
     configure_logging(telemetry.log_level, fixed={"process": "child", **telemetry.context})
     configure_tracing(telemetry.traces_url, "intraslice-child")
@@ -157,14 +184,11 @@ def _configure_telemetry(telemetry: ChildTelemetry) -> None:
 
 def main() -> None:
     die_with(int(sys.argv[1]))
-    # Libraries print to stdout: reserve the original for messages and send prints to the log.
-    channel = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)
-    child = Child(channel)
+    child = Child(message_channel())
     signal.signal(signal.SIGTERM, child.request_stop)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     request = ChildRequest.model_validate_json(sys.stdin.buffer.read())
-    _configure_telemetry(request.telemetry)
+    configure_telemetry(request.telemetry)
     child.run(request)
 
 

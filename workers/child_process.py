@@ -8,15 +8,15 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from pydantic import ValidationError
 
 from app.telemetry import get_logger
 from workers.child_log import ChildLog
-from workers.messages import ChildMessage, ChildRequest, decode
+from workers.messages import ChildInput, ChildMessage, decode
 
 COMMAND = (sys.executable, "-P", "-m", "workers.child")
 _VISIBLE = "CUDA_VISIBLE_DEVICES"
@@ -26,7 +26,7 @@ _log = get_logger(__name__)
 class ChildProcess:
     """One spawned interpreter; not a fork, because a fork of a threaded process may hang."""
 
-    def __init__(self, request: ChildRequest, log: Path, command: Sequence[str] = COMMAND) -> None:
+    def __init__(self, request: ChildInput, log: Path, command: Sequence[str] = COMMAND) -> None:
         self._messages: queue.SimpleQueue[ChildMessage | None] = queue.SimpleQueue()
         # A new session is a new process group: its helper processes can be killed with it.
         self._process = subprocess.Popen(
@@ -89,6 +89,15 @@ class ChildProcess:
         except ProcessLookupError:
             _log.debug("child_already_gone", pid=self._process.pid)
 
+    @property
+    def context(self) -> Mapping[str, str]:
+        """Fields that every log entry of the process has."""
+        return self._log.context
+
+    def take_log(self) -> list[dict[str, Any]]:
+        """Return the log entries since the last call, those of plain lines included."""
+        return self._log.take()
+
     def last_line(self) -> str:
         """Return the end of the last plain line on stderr."""
         return self._log.last_line()
@@ -111,7 +120,7 @@ def kill_all_children() -> None:
         child.kill_group()
 
 
-def _send_request(request: ChildRequest, stdin: IO[bytes]) -> None:
+def _send_request(request: ChildInput, stdin: IO[bytes]) -> None:
     try:
         with stdin:
             stdin.write(request.model_dump_json().encode())

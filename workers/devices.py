@@ -21,6 +21,7 @@ from app.settings import Settings
 from app.settings.types import ALL_DEVICES, CPU_ONLY
 from app.telemetry import get_logger
 from intraslice_core.errors import ConfigurationError
+from intraslice_core.host_limit import host_memory_bytes
 from workers.child_process import environment, visible_device
 
 PROBE: Sequence[str] = (sys.executable, "-P", "-m", "workers.device_probe")
@@ -31,10 +32,6 @@ _NO_GPU = ""
 """Value of CUDA_VISIBLE_DEVICES that hides every GPU."""
 _SETTING = "INTRASLICE_WORKER_DEVICES"
 _CPU_DTYPES = ("float32", "bfloat16", "float16")
-_MEMORY_LIMITS = tuple(
-    map(Path, ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"))
-)
-"""Memory limits of the container, of cgroups 2 and 1."""
 _GPUS: TypeAdapter[tuple[Device, ...]] = TypeAdapter(tuple[Device, ...])
 _log = get_logger(__name__)
 
@@ -105,22 +102,6 @@ def place(job: JobRecord, slots: Sequence[Slot]) -> Placement:
         names = [slot.visible_devices for slot in slots if slot.visible_devices is not None]
         return Placement(device="cuda", visible_devices=",".join(names) or None)
     return Placement(device="cpu", visible_devices=_NO_GPU)
-
-
-def host_memory_bytes() -> int:
-    """Return the memory of this machine, or of its container if that is less."""
-    physical = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    limits = [_limit(file) for file in _MEMORY_LIMITS]
-    return min([physical, *(limit for limit in limits if limit is not None)])
-
-
-def _limit(file: Path) -> int | None:
-    """Return the limit in a file of the control group; None without one."""
-    try:
-        text = file.read_text().strip()
-    except OSError:
-        return None
-    return int(text) if text.isdecimal() else None
 
 
 def _cpus() -> int:

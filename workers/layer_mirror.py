@@ -36,7 +36,7 @@ class LayerMirror:
         """
         stored = layer_files.fetch(self._resources, self._job, self.directory)
         for name in sorted(file.name for file in self.directory.glob("[!.]*")):
-            if name not in stored and name not in _LOCAL_FILES and not _is_training(name):
+            if name not in stored and not _is_local(name) and not _is_training(name):
                 self._names.put(name)
         # A state in the store may be newer, and each one that is uploaded replaces it.
         states = sorted(file.name for file in self.directory.glob(f"{TRAINING_PREFIX}*"))
@@ -92,17 +92,24 @@ class LayerMirror:
         return False
 
 
-_LOCAL_FILES = frozenset({"hidden-states.safetensors"})
+_HIDDEN_STATES = "hidden-states.safetensors"
 """File that is rewritten often and stays on this machine.
 
 Uploading the hidden states would take longer than computing them again.
 """
+
+LOCAL_PREFIX = "local-"
+"""Begin of the names of other files that stay on this machine, as the engine writes them."""
 
 TRAINING_PREFIX = "training-"
 """Begin of the names of files with the state of a training, as the engine writes them.
 
 Each one replaces the one before in the store.
 """
+
+
+def _is_local(name: str) -> bool:
+    return name == _HIDDEN_STATES or name.startswith(LOCAL_PREFIX)
 
 
 def _is_training(name: str) -> bool:

@@ -23,9 +23,10 @@ from app.settings import Settings
 from app.telemetry import configure_logging, get_logger
 from app.telemetry.traces import configure_tracing, stop_tracing
 from intraslice_core import __version__
+from intraslice_core.host_limit import host_memory_bytes
 from workers import periodic_tasks
 from workers.child_process import kill_all_children
-from workers.devices import find_slots, host_memory_bytes
+from workers.devices import find_slots
 from workers.heartbeat import heartbeat
 from workers.job_slots import JobSlots
 from workers.periodic_tasks import MaintenanceTask, MaintenanceThread, PollingThread

@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, TypeAdapter
+from pydantic import ConfigDict, Field, TypeAdapter
 
+from app.domain.generation import Answer, PlaygroundModel
 from intraslice_core.config import (
     UNLIMITED,
     CompressionConfig,
@@ -40,7 +41,15 @@ class ResumeStateSettings(FrozenModel):
     hidden_states_every_seconds: float
 
 
-class ChildRequest(FrozenModel):
+class ChildInput(FrozenModel):
+    """Settings of a child process itself, common to all kinds of work."""
+
+    telemetry: ChildTelemetry = ChildTelemetry()
+    visible_devices: str | None = None
+    """GPUs that the process sees (CUDA_VISIBLE_DEVICES); None leaves the worker's."""
+
+
+class ChildRequest(ChildInput):
     """The one message from worker to child, sent on stdin."""
 
     model: str
@@ -48,14 +57,36 @@ class ChildRequest(FrozenModel):
     scratch: Path
     compression: CompressionConfig
     evaluation: EvaluationConfig | None
-    telemetry: ChildTelemetry = ChildTelemetry()
     limits: ModelLimits = UNLIMITED
     statistics_cache: StatisticsCacheSettings | None = None
     resume_state: ResumeStateSettings | None = None
     speeds: Path | None = None
     """File with the speeds of earlier jobs on this machine."""
-    visible_devices: str | None = None
-    """GPUs that the process sees (CUDA_VISIBLE_DEVICES); None leaves the worker's."""
+
+
+class PromptedModel(FrozenModel):
+    """A model to ask, and where it is."""
+
+    model: PlaygroundModel
+    place: str
+    """Reference of the dense model, or directory of the compressed one."""
+
+
+class GenerationInput(ChildInput):
+    """The one message to the process of a generation, sent on stdin."""
+
+    # The prompt may be private, and errors are logged.
+    model_config = ConfigDict(hide_input_in_errors=True)
+
+    prompt: str
+    max_new_tokens: int
+    temperature: float | None
+    seed: int
+    models: tuple[PromptedModel, ...]
+    scratch: Path
+    dtype: str
+    device: str
+    limits: ModelLimits = UNLIMITED
 
 
 class ProgressMessage(FrozenModel):
@@ -70,6 +101,13 @@ class LayerSavedMessage(FrozenModel):
 
     kind: Literal["layer_saved"] = "layer_saved"
     name: str
+
+
+class AnswerMessage(FrozenModel):
+    """Continuation of the prompt by one model."""
+
+    kind: Literal["answer"] = "answer"
+    answer: Answer
 
 
 class FinishedMessage(FrozenModel):
@@ -92,7 +130,7 @@ class FailedMessage(FrozenModel):
     stage: Stage | None = None
 
 
-ChildMessage = ProgressMessage | LayerSavedMessage | FinishedMessage | FailedMessage
+ChildMessage = ProgressMessage | LayerSavedMessage | AnswerMessage | FinishedMessage | FailedMessage
 _ADAPTER: TypeAdapter[ChildMessage] = TypeAdapter(
     Annotated[ChildMessage, Field(discriminator="kind")]
 )

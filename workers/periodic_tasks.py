@@ -23,6 +23,7 @@ from app.services import (
     deliveries,
     deployment,
     fleet,
+    generation_claims,
     jobs,
     orphans,
     outbox,
@@ -35,6 +36,7 @@ from app.services import (
 from app.services.resources import Resources
 from app.settings import Settings
 from app.telemetry import get_logger, metrics
+from workers.generation_runner import remove_stale_generations
 from workers.runner import remove_stale_statistics, remove_stale_work
 from workers.telemetry import count_end
 
@@ -65,6 +67,7 @@ DEPLOYMENT_TASKS: tuple[MaintenanceTask, ...] = (
     deployment.check_store,
     reap,
     end_overdue,
+    generation_claims.reap,
     fleet.remove_silent,
     jobs.forget_idempotency_keys,
     outbox.remind,
@@ -82,6 +85,7 @@ DEPLOYMENT_TASKS: tuple[MaintenanceTask, ...] = (
 MACHINE_TASKS: tuple[MaintenanceTask, ...] = (
     remove_stale_work,
     remove_stale_statistics,
+    remove_stale_generations,
     upload_contents.remove_stale,
     registry_hand_offs.remove_stale,
 )

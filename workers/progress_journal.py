@@ -79,9 +79,13 @@ class ProgressJournal:
             pause = time.monotonic() - self._written
             if self._last is None or pause < LONGEST_PAUSE_SECONDS:
                 return
-            left = self._last.eta_seconds
-            eta = None if left is None else max(left - pause, 0.0)
-            self._last = self._last.model_copy(update={"eta_seconds": eta, "finished": None})
+            times = ("eta_seconds", "eta_seconds_low", "eta_seconds_high")
+            left = {name: getattr(self._last, name) for name in times}
+            later = {
+                name: None if seconds is None else max(seconds - pause, 0.0)
+                for name, seconds in left.items()
+            }
+            self._last = self._last.model_copy(update={**later, "finished": None})
             self._record(self._last, log=False)
             self._written = time.monotonic()
 

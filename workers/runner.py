@@ -24,12 +24,13 @@ from app.services.admission import AdmittedJob, admit
 from app.services.resources import Resources
 from app.telemetry import get_logger, metrics
 from app.telemetry.traces import span
-from intraslice_core.progress import ProgressEvent, Stage, heartbeat
+from intraslice_core.progress import ProgressEvent, Stage, heartbeat, remaining_range
 from workers import failures
 from workers.child_process import ChildProcess
 from workers.devices import place
 from workers.layer_mirror import LayerMirror
 from workers.lease_renewal import LeaseRenewal
+from workers.log_journal import LogJournal
 from workers.messages import (
     ChildMessage,
     ChildRequest,
@@ -121,6 +122,7 @@ class Attempt:
         self._lease_renewal = LeaseRenewal(resources, job.lease)
         self._directory = work_directory(resources, job.id, job.fencing_token)
         self._journal = ProgressJournal(resources, job)
+        self._log_journal = LogJournal(resources, job)
         self._mirror = LayerMirror(resources, job, layers_directory(resources, job.id))
 
     def run(self) -> JobRecord:
@@ -183,17 +185,17 @@ class Attempt:
             )
         lease = self._job.lease
         job = self._persist(lambda: publication.publish(self._resources, lease, files, report))
-        self._record_rates(report)
+        self._record_run(report)
         return job
 
-    def _record_rates(self, report: dict[str, Any]) -> None:
-        """Record throughput for estimates; a failure does not matter to the job."""
+    def _record_run(self, report: dict[str, Any]) -> None:
+        """Record the durations for estimates; a failure does not matter to the job."""
         if report.get("resumed_layers"):
             return  # the durations cover the remaining layers only
         try:
-            estimates.record_rates(self._resources, self._job, report, self._journal.close())
+            estimates.record_run(self._resources, self._job, report, self._journal.close())
         except ServiceError as error:
-            _log.warning("rates_not_recorded", job_id=self._job.id, code=error.code)
+            _log.warning("durations_not_recorded", job_id=self._job.id, code=error.code)
 
     def _admit(self) -> AdmittedJob:
         """Check the sources again: links may have changed, and settings differ between machines."""
@@ -233,24 +235,28 @@ class Attempt:
             return self._relay_messages(child)
         finally:
             child.kill()
+            # Before the outcome is recorded, which ends the lease and the job's event stream.
+            self._log_journal.write(child, last=True)
 
     def _relay_messages(self, child: ChildProcess) -> FinishedMessage | JobError:
         """Handle messages until the child finishes, fails, exits or is stopped."""
-        deadline: float | None = None
+        stopped_at: float | None = None
         while not child.ended:
             outcome = self._handle(child.next_message(_POLL_SECONDS))
+            self._log_journal.write(child)
             if outcome is not None:
                 return outcome
             if self._lease_renewal.lost:
                 raise _StoppedError
             if self._is_overdue():
                 return claims.timeout_error(self._job)
-            if deadline is None and self._must_stop():
+            if stopped_at is None and self._must_stop():
                 child.request_stop()
-                deadline = time.monotonic() + self._grace_seconds()
-            if deadline is not None and time.monotonic() >= deadline:
+                stopped_at = time.monotonic()
+            # A pause may become a cancellation or a shutdown, which give less time.
+            if stopped_at is not None and time.monotonic() - stopped_at >= self._grace_seconds():
                 raise _StoppedError
-        if deadline is not None:
+        if stopped_at is not None:
             raise _StoppedError
         error = failures.exit_error(child.exit_code or 0, self._journal.stage, child.last_line())
         metrics.CHILD_DEATHS.labels(error.code).inc()
@@ -264,13 +270,18 @@ class Attempt:
             self._mirror.add(message.name)
         elif isinstance(message, FailedMessage):
             return self._failure(message)
-        elif message is not None:
+        elif isinstance(message, FinishedMessage):
             return message
         return None
 
     def _grace_seconds(self) -> float:
+        """Return the time in which the child stops: that of a pause, of a shutdown or of others."""
         settings = self._resources.settings
-        return settings.drain_seconds if self._stopping.is_set() else settings.child_grace_seconds
+        if self._stopping.is_set():
+            return settings.drain_seconds
+        renewal = self._lease_renewal
+        paused = renewal.pause_requested and not renewal.cancel_requested
+        return settings.pause_seconds if paused else settings.child_grace_seconds
 
     def _failure(self, message: FailedMessage) -> JobError:
         if message.code == failures.CANCELLED:
@@ -291,14 +302,16 @@ class Attempt:
         now = time.monotonic()
         self._upload_started = self._upload_started or now
         begin = self._journal.engine_fraction
-        self._journal.write(
-            ProgressEvent(
-                stage=Stage.PUBLISH,
-                message=message,
-                fraction=begin + (1.0 - begin) * done,
-                eta_seconds=(now - self._upload_started) * (1.0 - done) / done if done else None,
-            )
+        event = ProgressEvent(
+            stage=Stage.PUBLISH, message=message, fraction=begin + (1.0 - begin) * done
         )
+        if done:
+            elapsed = now - self._upload_started
+            left = elapsed * (1.0 - done) / done
+            low, high = remaining_range(left, elapsed + left)
+            times = {"eta_seconds": left, "eta_seconds_low": low, "eta_seconds_high": high}
+            event = event.model_copy(update=times)
+        self._journal.write(event)
 
     def _must_stop(self) -> bool:
         renewal = self._lease_renewal

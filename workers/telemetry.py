@@ -90,7 +90,8 @@ def _connection_error(record: logging.LogRecord) -> str | None:
 def observe_attempt(job: JobRecord) -> Iterator[None]:
     """Add the job to every log line of this thread, and continue the trace of its request."""
     metrics.JOBS_CLAIMED.inc()
-    if job.attempt == 1 and job.started_at is not None:
+    # An attempt that was paused does not count, but its job was claimed before.
+    if job.fencing_token == 1 and job.started_at is not None:
         wait = job.started_at - job.created_at
         metrics.QUEUE_WAIT_SECONDS.observe(wait.total_seconds())
     context = structlog.contextvars.bound_contextvars(job_id=job.id, attempt=job.attempt)
@@ -103,10 +104,9 @@ def observe_attempt(job: JobRecord) -> Iterator[None]:
 
 
 def count_end(job: JobRecord) -> None:
-    """Record the duration of a job that has ended; to be called once."""
+    """Record the work of a job that has ended; to be called once."""
     if job.started_at is not None and job.finished_at is not None:
-        duration = job.finished_at - job.started_at
-        metrics.JOB_SECONDS.labels(job.state).observe(duration.total_seconds())
+        metrics.JOB_SECONDS.labels(job.state).observe(job.worked_seconds)
 
 
 def child_telemetry(resources: Resources, job: JobRecord) -> ChildTelemetry:

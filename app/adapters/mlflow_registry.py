@@ -73,12 +73,12 @@ def _explained(uri: str) -> Iterator[None]:
         secret = urlsplit(uri).password
         reason = reason.replace(secret, "…") if secret else reason
         raise HandOffError(
-            f"the MLflow server at {_shown(uri)} rejected the checkpoint: {reason}"
+            f"the MLflow server at {public_address(uri)} rejected the checkpoint: {reason}"
         ) from error
 
 
-def _shown(uri: str) -> str:
-    """Return the address without user and password."""
+def public_address(uri: str) -> str:
+    """Return the address of a server without user and password."""
     parts = urlsplit(uri)
     return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl().rstrip("/")
 
@@ -136,6 +136,6 @@ def _new_version(client: MlflowClient, name: str, run: Run, facts: CheckpointFac
 def _handed_off(uri: str, version: ModelVersion, *, new: bool) -> HandedOff:
     return HandedOff(
         reference=f"{version.name} version {version.version}",
-        url=f"{_shown(uri)}/#/models/{version.name}/versions/{version.version}",
+        url=f"{public_address(uri)}/#/models/{version.name}/versions/{version.version}",
         new=new,
     )

@@ -1,4 +1,4 @@
-"""Conditional responses: `ETag`, `If-None-Match` and long polling by `?wait`."""
+"""Conditional requests: `ETag`, `If-None-Match`, `If-Match` and long polling by `?wait`."""
 
 from __future__ import annotations
 
@@ -19,10 +19,19 @@ from app.services.watching import WatchedJob, Watching
 
 _LONGEST_WAIT_SECONDS = 60
 _TAG = re.compile(r'(?:W/)?("[^"]*")')
+_TAGS = re.compile(r'(?:W/)?"[^"]*"')
+"""Entity tags with their weakness."""
 
 IfNoneMatch = Annotated[
     str | None,
     Header(max_length=4096, description="`ETag` of the client's copy: 304 if it is current."),
+]
+IfMatch = Annotated[
+    str | None,
+    Header(
+        max_length=4096,
+        description="`ETag` of the client's copy: 412 if the job has changed since.",
+    ),
 ]
 WaitQuery = Annotated[
     float,
@@ -65,6 +74,12 @@ class Representation:
             return False
         tags = _TAG.findall(if_none_match)
         return if_none_match.strip() == "*" or self.etag.removeprefix("W/") in tags
+
+    def fulfils(self, if_match: str | None) -> bool:
+        """Return whether `If-Match` holds, by strong comparison (RFC 9110, section 13.1.1)."""
+        if if_match is None or if_match.strip() == "*":
+            return True
+        return self.etag in _TAGS.findall(if_match)
 
     def response(
         self, if_none_match: str | None, headers: Mapping[str, str] | None = None

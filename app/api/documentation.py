@@ -30,6 +30,10 @@ _DETAILS: dict[int, tuple[str, str]] = {
     403: ("scope_missing", "This needs a key with the scope 'write'"),
     406: ("not_acceptable", "This is there as application/json or text/html only; ask for one"),
     409: ("illegal_state", "The job has succeeded; it cannot be cancelled"),
+    412: (
+        "precondition_failed",
+        "The resource has changed since the client read it; read it again",
+    ),
     413: ("body_too_large", "The body is larger than 1048576 bytes"),
     422: ("invalid_request", "The request does not have the right form"),
     429: ("rate_limited", "This key asks too often; try again in 1 s"),
@@ -110,7 +114,8 @@ def _problem(path: str, status: int) -> Described:
     phrase = HTTPStatus(status).phrase
     code, detail = _DETAILS.get(status, (phrase.lower().replace(" ", "_"), phrase))
     if status == HTTPStatus.NOT_FOUND:
-        noun = path.rpartition("{")[2].partition("}")[0].removesuffix("_id") or "object"
+        name = path.rpartition("{")[2].partition("}")[0] if "{" in path else ""
+        noun = name.removesuffix("_id") or "object"
         code, detail = f"{noun}_not_found", f"There is no such {noun.replace('_', ' ')}"
     example = {
         "type": f"urn:intraslice:problem:{code}",

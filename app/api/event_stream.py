@@ -1,4 +1,4 @@
-"""A job's log as server-sent events: past events, then new ones, each once."""
+"""A job's events and log lines as server-sent events: past ones, then new ones, each once."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from fastapi.responses import Response
 from fastapi.sse import ServerSentEvent
 
 from app.api.dependencies import Reader, ResourcesDep, WatchingDep
-from app.domain.events import LAST_SEQUENCE, LIVE, JobLive
+from app.domain.events import LAST_SEQUENCE, LIVE, Event, JobLive
+from app.domain.job_log import LOG, Entry
 from app.domain.lifecycle import TERMINAL
 from app.services import keys
 from app.services.watching import WatchedJob
@@ -33,8 +34,16 @@ class Position:
 
     watched: WatchedJob
     after: int
+    logs: bool
+    """True if the reader wants the log lines too."""
     still_allowed: Callable[[], bool]
     """Check of the key in the database; it may be revoked while its stream is open."""
+
+    def entries_after(self, sequence: int) -> list[Entry]:
+        """Return what follows a sequence number and is to be sent."""
+        if self.logs:
+            return self.watched.entries_after(sequence)
+        return list[Entry](self.watched.events_after(sequence))
 
 
 async def _position(
@@ -45,6 +54,7 @@ async def _position(
     after: Annotated[
         int, Query(ge=0, le=LAST_SEQUENCE, description="Begin after this `sequence`.")
     ] = 0,
+    logs: Annotated[bool, Query(description="Send log lines too, as `event: log`.")] = False,
     last_event_id: Annotated[
         int | None,
         Header(
@@ -56,11 +66,15 @@ async def _position(
 ) -> AsyncIterator[Position]:
     """Watch the job until the stream ends; errors are raised before it begins."""
     async with watching.watch(principal, job_id, log=True) as watched:
-        place = after if last_event_id is None else last_event_id
-        if watched.job.state in TERMINAL and not watched.events_after(place):
+        position = Position(
+            watched=watched,
+            after=after if last_event_id is None else last_event_id,
+            logs=logs,
+            still_allowed=partial(keys.is_still_good, resources, principal),
+        )
+        if watched.job.state in TERMINAL and not position.entries_after(position.after):
             raise NothingFollowsError
-        allowed = partial(keys.is_still_good, resources, principal)
-        yield Position(watched=watched, after=place, still_allowed=allowed)
+        yield position
 
 
 PositionDep = Annotated[Position, Depends(_position)]
@@ -77,10 +91,11 @@ async def follow(position: Position, heartbeat_seconds: float) -> AsyncIterator[
                 return
             allowed_until = time.monotonic() + heartbeat_seconds
         # Read together, because the job may change while events are being sent.
-        version, job, news = watched.version, watched.job_or_none, watched.events_after(sent)
-        for event in news:
-            sent = event.sequence
-            yield ServerSentEvent(id=str(sent), event=event.type, data=event)
+        version, job, news = watched.version, watched.job_or_none, position.entries_after(sent)
+        for entry in news:
+            sent = entry.sequence
+            kind = entry.type if isinstance(entry, Event) else LOG
+            yield ServerSentEvent(id=str(sent), event=kind, data=entry)
         if job is None or job.state in TERMINAL:
             return
         live = JobLive.of(job)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from app.domain.errors import NotAcceptableError
 
-JSON, HTML = "application/json", "text/html"
+JSON, HTML, PLAIN = "application/json", "text/html", "text/plain"
 
 
 def preferred(accept: str | None, offered: Sequence[str]) -> str:

@@ -23,9 +23,12 @@ from app.domain.errors import (
     LinkRejectedError,
     NotAcceptableError,
     NotFoundError,
+    PlaygroundDisabledError,
+    PreconditionFailedError,
     ResourceBusyError,
     ScopeMissingError,
     ServiceError,
+    TooManyGenerationsError,
     UnavailableError,
 )
 from app.telemetry import get_logger
@@ -37,11 +40,14 @@ STATUSES: tuple[tuple[type[ServiceError], int], ...] = (
     (NotFoundError, 404),
     (ArtifactsExpiredError, 410),
     (ScopeMissingError, 403),
+    (PlaygroundDisabledError, 403),
     (LinkRejectedError, 403),
     (NotAcceptableError, 406),
+    (PreconditionFailedError, 412),
     (IllegalTransitionError, 409),
     (ResourceBusyError, 409),
     (InvalidRequestError, 422),
+    (TooManyGenerationsError, 429),
     (UnavailableError, 503),
 )
 _RETRY_AFTER_SECONDS = "5"
@@ -90,8 +96,8 @@ def problem_response(scope: Scope, problem: Problem) -> JSONResponse:
     headers = dict(problem.headers)
     if request_id:
         headers["x-request-id"] = request_id
-    if problem.status == HTTPStatus.SERVICE_UNAVAILABLE:
-        headers["Retry-After"] = _RETRY_AFTER_SECONDS
+    if problem.status in (HTTPStatus.SERVICE_UNAVAILABLE, HTTPStatus.TOO_MANY_REQUESTS):
+        headers.setdefault("Retry-After", _RETRY_AFTER_SECONDS)
     return JSONResponse(content, problem.status, headers=headers, media_type=MEDIA_TYPE)
 
 

@@ -14,7 +14,7 @@ from pydantic import (
     StringConstraints,
 )
 
-from app.domain.job import DEFAULT_PRIORITY, HIGHEST_PRIORITY, JobRequest
+from app.domain.job import DEFAULT_PRIORITY, HIGHEST_PRIORITY, MOST_LABELS, JobRequest
 from app.domain.model_source import ModelSource
 from intraslice_core.config import CompressionConfig, EvaluationConfig
 
@@ -49,7 +49,9 @@ def _few_texts(value: EvaluationConfig | None) -> EvaluationConfig | None:
 Evaluation = Annotated[
     EvaluationConfig | None, BeforeValidator(storable), AfterValidator(_few_texts)
 ]
-Labels = Annotated[dict[LabelKey, LabelValue], BeforeValidator(storable), Field(max_length=32)]
+Labels = Annotated[
+    dict[LabelKey, LabelValue], BeforeValidator(storable), Field(max_length=MOST_LABELS)
+]
 
 
 Priority = Annotated[

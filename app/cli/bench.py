@@ -13,7 +13,7 @@ from app.cli.methods import METHOD_NAMES
 from app.cli.methods import methods as read_methods
 from app.cli.options import JsonOption, ModelArgument, OffloadOption, VerifyOption
 from app.cli.ratios import ratios as read_ratios
-from app.cli.report_tables import bench_table, print_tables, sweep_quality_table
+from app.cli.report_tables import bench_table, dominated_note, print_tables, sweep_quality_table
 from app.cli.settings_options import SettingsOptions, takes_shared_settings
 from app.cli.sweep import exit_if_rejected, run_sweep
 from intraslice_core.config import CompressionSettings, MethodChoice
@@ -126,6 +126,8 @@ def _print(report: SweepReport, out: Path, as_json: bool) -> None:
         typer.echo(report.model_dump_json(indent=2))
     else:
         print_tables(bench_table(report))
+        if note := dominated_note(report):
+            typer.echo(note)
         if report.dense_perplexity:
             print_tables(sweep_quality_table(report))
         if report.sizes and all(check.equal for check in report.sizes):

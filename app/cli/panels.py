@@ -37,14 +37,19 @@ class SectionedCommand(TyperCommand):
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
         """Write one section per panel, in the order of all commands."""
-        sections: dict[str, list[tuple[str, str]]] = {}
-        for parameter in self.get_params(ctx):
-            record = parameter.get_help_record(ctx)
-            if record is not None:
-                sections.setdefault(_panel(parameter), []).append(record)
-        for title in sorted(sections, key=_ORDER.index):
+        for title, records in help_sections(self, ctx).items():
             with formatter.section(title):
-                formatter.write_dl(sections[title])
+                formatter.write_dl(records)
+
+
+def help_sections(command: Any, ctx: Any) -> dict[str, list[tuple[str, str]]]:
+    """Return names and help of a command's arguments and options by panel, in the panels' order."""
+    sections: dict[str, list[tuple[str, str]]] = {}
+    for parameter in command.get_params(ctx):
+        record = parameter.get_help_record(ctx)
+        if record is not None:
+            sections.setdefault(_panel(parameter), []).append(record)
+    return {title: sections[title] for title in sorted(sections, key=_ORDER.index)}
 
 
 def _panel(parameter: Any) -> str:

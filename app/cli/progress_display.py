@@ -12,6 +12,7 @@ from rich.text import Text
 
 from intraslice_core.launcher import is_main_process
 from intraslice_core.progress import ProgressEvent, ProgressListener, Stage, ignore_progress
+from intraslice_core.reports.quantities import duration_range
 
 SECONDS_BETWEEN_LINES = 5.0
 """Least time between the lines of two sub-steps of one stage, where there is no terminal."""
@@ -24,18 +25,19 @@ class _Remaining(ProgressColumn):
 
     def render(self, task: Task) -> Text:
         """Return the time, or the reason why there is none."""
-        return Text(remaining(task.fields["eta"]), style="progress.remaining")
+        return Text(task.fields["left"], style="progress.remaining")
 
 
-def remaining(eta: float | None) -> str:
-    """Describe the remaining seconds of a run; None is unknown."""
+def remaining(event: ProgressEvent) -> str:
+    """Describe the remaining time of a run, as a range where the engine knows one."""
+    eta, low, high = event.eta_seconds, event.eta_seconds_low, event.eta_seconds_high
     if eta is None:
         return "estimating…"
     if eta < _SHORTEST_ETA:
         return "a few seconds left"
-    minutes, seconds = divmod(round(eta), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{seconds:02d} left" if hours else f"{minutes}:{seconds:02d} left"
+    if low is None or high is None:
+        low = high = eta
+    return f"{duration_range(low, high)} left"
 
 
 @contextmanager
@@ -59,7 +61,7 @@ def show_progress() -> Iterator[ProgressListener]:
         TextColumn("{task.description}", markup=False),
     )
     with Progress(*columns, console=console, transient=True) as bar:
-        task = bar.add_task("", total=1.0, stage="", eta=None)
+        task = bar.add_task("", total=1.0, stage="", left="")
 
         def draw(event: ProgressEvent) -> None:
             bar.update(
@@ -67,7 +69,7 @@ def show_progress() -> Iterator[ProgressListener]:
                 completed=event.fraction,
                 description=event.message,
                 stage=event.stage.value,
-                eta=event.eta_seconds,
+                left=remaining(event),
             )
 
         yield draw
@@ -97,7 +99,7 @@ def step_lines(console: Console, clock: Callable[[], float] = time.monotonic) ->
         if event.stage is not stage:
             console.print(f"[{event.stage}] {event.message}", soft_wrap=True)
         elif event.message != message and now - printed >= SECONDS_BETWEEN_LINES:
-            step = f"  {event.message} ({event.fraction:.0%}, {remaining(event.eta_seconds)})"
+            step = f"  {event.message} ({event.fraction:.0%}, {remaining(event)})"
             console.print(step, soft_wrap=True)
         else:
             return

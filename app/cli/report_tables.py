@@ -28,6 +28,9 @@ from intraslice_core.reports.tournament import TournamentReport
 from intraslice_core.reports.verdict import report_verdict
 from intraslice_core.text_sources import DOMAIN_NAMES
 
+_MARKS = {None: "", True: "dominated", False: "best"}
+"""Places in the trade-off of size and quality, in few letters."""
+
 
 def print_report(report: CompressionReport, out: Path, *, as_json: bool) -> None:
     """Print a report, its summary first and then all tables, or as JSON; warnings go to stderr."""
@@ -234,18 +237,35 @@ def bench_table(report: SweepReport) -> Table:
     table.add_column("method")
     for name in (*names, "seconds", "peak memory"):
         table.add_column(name, justify="right")
+    table.add_column("trade-off")
     table.add_row(
         *("dense", "", f"{report.params_before:,}"),
         *(f"{value:.3f}" for value in report.dense_perplexity.values()),
-        *("", ""),
+        *("", "", ""),
         end_section=True,
     )
     by_ratio = sorted(report.points, key=lambda point: point.ratio)
     for _, points in groupby(by_ratio, key=lambda point: point.ratio):
         for point in points:
-            table.add_row(point.method, *_bench_row(point, texts))
+            mark = _MARKS[report.is_dominated(point)]
+            table.add_row(point.method, *_bench_row(point, texts), mark)
         table.add_section()
     return table
+
+
+def dominated_note(report: SweepReport) -> str | None:
+    """Return a sentence that names the results which another one beats; None without any."""
+    names = [
+        f"{point.method} at {point.ratio:g}"
+        for point in sorted(report.points, key=lambda point: point.ratio)
+        if report.is_dominated(point)
+    ]
+    if not names:
+        return None
+    return (
+        f"dominated: {', '.join(names)}. Another result is at least as small, as good on every "
+        "text and, where measured, as fast, and better in one of these"
+    )
 
 
 def _bench_row(point: SweepPoint, texts: list[str]) -> tuple[str, ...]:

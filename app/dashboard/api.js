@@ -82,6 +82,10 @@ export async function post(path, body, more = {}, signal) {
   return response.status === 204 ? null : response.json();
 }
 
+/** @param {string} path @param {any} body @returns {Promise<any>} */
+export const patch = async (path, body) =>
+  (await send(path, { method: "PATCH", body: JSON.stringify(body), headers: { "Content-Type": "application/json" } })).json();
+
 /**
  * Upload without the API key, which a bucket must not see: the signed link is the permission.
  * @param {string} url @param {Blob} content @param {AbortSignal} signal
@@ -101,11 +105,11 @@ export async function put(url, content, signal) {
 export const remove = (path) => send(path, { method: "DELETE" });
 
 /**
- * Report a job's events and, between them, its state. An interrupted stream resumes after the last
+ * Report a job's events and log lines and, between them, its state. An interrupted stream resumes after the last
  * event; where streams do not get through, the job is polled.
  *
  * @param {string} id
- * @param {(kind: "event" | "live" | "unavailable" | "available", data: any) => void} report
+ * @param {(kind: "event" | "log" | "live" | "unavailable" | "available", data: any) => void} report
  * @param {AbortSignal} signal
  */
 export async function watch(id, report, signal) {
@@ -113,7 +117,7 @@ export async function watch(id, report, signal) {
   let failures = 0;
   while (!signal.aborted) {
     try {
-      const response = await send(`/v1/jobs/${id}/events/stream`, {
+      const response = await send(`/v1/jobs/${id}/events/stream?logs=true`, {
         headers: { "Last-Event-ID": String(after), Accept: "text/event-stream" },
         signal,
       });
@@ -123,7 +127,7 @@ export async function watch(id, report, signal) {
       for await (const message of messages(response.body)) {
         if (message.id) after = Math.max(after, Number(message.id));
         if (!message.data) continue;
-        report(message.event === "live" ? "live" : "event", JSON.parse(message.data));
+        report(message.event === "live" || message.event === "log" ? message.event : "event", JSON.parse(message.data));
       }
     } catch (error) {
       if (signal.aborted) return;
@@ -139,18 +143,20 @@ export async function watch(id, report, signal) {
 /**
  * Poll once, for when the stream fails.
  * @param {string} id @param {number} after
- * @param {(kind: "event" | "live" | "unavailable" | "available", data: any) => void} report
+ * @param {(kind: "event" | "log" | "live" | "unavailable" | "available", data: any) => void} report
  * @param {AbortSignal} signal
  * @returns {Promise<boolean>} whether the job has ended
  */
 async function poll(id, after, report, signal) {
-  const [job, log] = await Promise.all([
+  const [job, events, log] = await Promise.all([
     get(`/v1/jobs/${id}?wait=${POLL_SECONDS}`, signal),
     get(`/v1/jobs/${id}/events?after=${after}`, signal),
+    get(`/v1/jobs/${id}/logs?after=${after}`, signal),
   ]);
   report("available", null);
   report("live", job);
-  for (const event of log.data) report("event", event);
+  for (const event of events.data) report("event", event);
+  for (const line of log.data) report("log", line);
   return ["succeeded", "failed", "cancelled"].includes(job.state);
 }
 

@@ -45,12 +45,25 @@ export function roughly(seconds) {
   return `${Number((seconds / 86_400).toPrecision(2))} days`;
 }
 
-/** A range of durations, or one where both ends read the same. @param {number} least @param {number} most */
-export function durationRange(least, most) {
-  const [from, to] = [roughly(least), roughly(most)];
-  if (from === to) return from;
-  const [fromUnit, toUnit] = [from, to].map((text) => text.split(" ").pop());
-  return fromUnit === toUnit ? `${from.split(" ")[0]}–${to}` : `${from} to ${to}`;
+/** One unit of an estimated duration, as exactly as an estimate is. @param {number} seconds @returns {[number, string]} */
+function inOneUnit(seconds) {
+  if (seconds < 10) return [Math.max(1, Math.round(seconds)), "second"];
+  if (seconds < 55) return [10 * Math.round(seconds / 10), "second"];
+  if (seconds < 5400) return [Math.round(seconds / 60), "minute"];
+  const [size, unit] = seconds < 36 * 3600 ? [3600, "hour"] : [86_400, "day"];
+  const number = seconds / Number(size);
+  return [Number(number.toFixed(number < 10 ? 1 : 0)), String(unit)];
+}
+
+/** @param {number} number @param {string} unit */
+const withUnit = (number, unit) => `${number} ${unit}${number === 1 ? "" : "s"}`;
+
+/** A range of estimated durations, as in "12 to 20 minutes"; one where both ends read the same. @param {number} low @param {number} high */
+export function durationRange(low, high) {
+  const [[least, leastUnit], [most, mostUnit]] = [inOneUnit(low), inOneUnit(high)];
+  if (most < 10 && mostUnit === "second") return "a few seconds";
+  if (least === most && leastUnit === mostUnit) return `about ${withUnit(most, mostUnit)}`;
+  return leastUnit === mostUnit ? `${least} to ${withUnit(most, mostUnit)}` : `${withUnit(least, leastUnit)} to ${withUnit(most, mostUnit)}`;
 }
 
 /** @param {string} moment */

@@ -20,6 +20,7 @@ const ROUTES = [
   [/^\/compare$/, async () => (await import("./views/compare.js")).Compare, "Compare"],
   [/^\/(?:models|uploads)$/, async () => (await import("./views/models.js")).Models, "Models"],
   [/^\/datasets$/, async () => (await import("./views/datasets.js")).Datasets, "Datasets"],
+  [/^\/workers$/, async () => (await import("./views/workers.js")).Workers, "Workers"],
   [/^\/keys$/, async () => (await import("./views/keys.js")).Keys, "API keys"],
   [/^\/webhooks$/, async () => (await import("./views/webhooks.js")).Webhooks, "Webhooks"],
   [/^\/audit$/, async () => (await import("./views/audit.js")).Audit, "Audit log"],
@@ -110,7 +111,7 @@ function Workers({ service }) {
     : running + queued > 0 ? [running ? "running" : "queued", `${running} running · ${queued} queued`]
     : workers === null ? ["", "Workers unknown"]
     : ["healthy", `${workers} ${workers === 1 ? "worker" : "workers"} idle`];
-  return html`<span class=${`state wide ${state}`} title=${detail}>${text}<span class="hidden">. ${detail}</span></span>`;
+  return html`<a href="#/workers" class=${`state wide ${state}`} title=${detail}>${text}<span class="hidden">. ${detail}</span></a>`;
 }
 
 /** @param {{ service: any }} props */
@@ -120,6 +121,7 @@ function ProjectMenu({ service }) {
     <summary>${service?.project || "Project"}</summary>
     <div class="items">
       ${service ? html`<p class="sub">IntraSlice ${service.version}</p>` : null}
+      <a href="#/workers">Workers</a>
       ${admin ? ADMIN_LINKS.map(([link, name]) => html`<a href=${link}>${name}</a>`) : null}
       <button type="button" onClick=${() => window.dispatchEvent(new Event("shortcuts"))}>Keyboard shortcuts</button>
       ${hasKey() ? html`<button type="button" onClick=${() => { keepKey(null); location.reload(); }}>Log out</button>` : null}

@@ -16,6 +16,7 @@ export const PROBLEM_WORDS = {
   upload_not_found: "There is no such upload. It may have been deleted.",
   webhook_not_found: "There is no such webhook.",
   delivery_not_found: "There is no such delivery.",
+  generation_not_found: "This prompt was deleted.",
   illegal_state: "The job's state has changed in the meantime, and this is no longer possible.",
   upload_not_open: "This upload is complete and takes no more files.",
   upload_incomplete: "Parts of the upload are missing. Choose the same files again: it resumes.",
@@ -28,8 +29,11 @@ export const PROBLEM_WORDS = {
   part_refused: "A part of the upload arrived incomplete. Upload the files again: it resumes.",
   idempotency_key_reused: "The form changed while it was being sent. Press the button again.",
   scope_missing: "Your API key does not allow this. Ask for a key with more rights.",
+  playground_disabled: "Trying models by prompts is switched off on this server.",
+  too_many_generations: "Earlier prompts of your key have not been answered yet. Wait for one, or cancel it.",
   invalid_link: "The link has expired. Reload the page.",
   not_acceptable: "The service cannot answer in this form.",
+  precondition_failed: "This was changed in the meantime. Reload the page and try again.",
   busy: "This is in use at the moment. Try again in a few seconds.",
   path_not_allowed: "This path is not below a directory that the server allows.",
   lease_lost: "Another worker has taken over the job.",
@@ -73,9 +77,10 @@ const FIELD_WORDS = {
   url_scheme: () => "must be an address that begins with https://",
   package_not_allowed: () => "is not one of this server's presets",
   hub_not_allowed: () => "is not among the Hub names that this server allows",
-  path_not_allowed: (message) => (message.includes("absolute") ? "must be an absolute path, which begins with /" : message.includes("more than") ? "has too many files" : "is not below a directory that this server allows"),
+  path_not_allowed: (message) => (message.includes("absolute") ? "must be an absolute path, which begins with /" : message.includes("more than") ? "has too many files" : message.includes("read") ? "cannot be read by the server" : "is not below a directory that this server allows"),
   not_found: () => "does not exist on the server",
   malformed: (message) => (message.includes("org/name") ? "must be written as organisation/name" : "is not a branch, tag or commit"),
+  not_configured: () => "is not configured on this server",
   too_many_tokens: (message) => `asks for more text than this server allows: it ${message}`,
 };
 
@@ -113,8 +118,9 @@ const FIELD_NAMES = {
   "/evaluation": "The evaluation", "/evaluation/perplexity": "The list of evaluation texts", "/evaluation/tasks": "The list of evaluation tasks",
   "/evaluation/task_limit": "The number of examples per task", "/evaluation/prompts": "The list of sample prompts",
   "/evaluation/gate": "The quality gate", "/evaluation/gate/max_perplexity_ratio": "The quality gate",
-  "/ratios": "The list of percentages", "/methods": "The list of methods", "/labels": "The name", "/labels/name": "The name",
-  "/priority": "The priority", "/name": "The name", "/scope": "The scope", "/url": "The URL", "/files": "The list of files",
+  "/ratios": "The list of percentages", "/methods": "The list of methods", "/labels": "The labels", "/labels/name": "The name",
+  "/prompt": "The prompt", "/max_new_tokens": "The longest answer", "/temperature": "The temperature",
+  "/target": "The registry", "query:path": "The directory", "/priority": "The priority", "/name": "The name", "/scope": "The scope", "/url": "The URL", "/files": "The list of files",
 };
 
 /** @param {string} message */
@@ -131,7 +137,7 @@ const place = (pointer) => pointer.replace(/\/\d+(?=\/|$)/g, "");
 
 /** A field's error in words. @param {FieldProblem} problem @param {boolean} [named] whether the sentence names the field */
 export function problemText(problem, named = false) {
-  const field = FIELD_NAMES[place(problem.pointer)];
+  const field = FIELD_NAMES[place(problem.pointer)] || (problem.pointer.startsWith("/labels/") ? "The label" : undefined);
   const words = FIELD_WORDS[problem.code]?.(problem.message);
   if (words) return `${named ? field || problem.pointer : "This"} ${words}.`;
   const message = sentence(problem.message.replace(/^(Value error|Assertion failed), /, ""));

@@ -34,6 +34,14 @@ export const SOURCES = { package: "Preset", hub: "Hugging Face Hub", upload: "Up
 /** @type {Record<string, string>} where the result of a target runs */
 const TARGET_NAMES = { research: "transformers", adaptive: "vLLM · llama.cpp", stock: "Any runtime" };
 
+/** @typedef {{ title: string, field: string, button: string, done: string }} Registry */
+
+/** @type {Record<string, Registry>} registries to which results are handed off, by target */
+export const REGISTRIES = {
+  hub: { title: "Push to a Hub repository", field: "Repository", button: "Push", done: "Pushed:" },
+  mlflow: { title: "Register in MLflow", field: "Registered model", button: "Register", done: "Registered:" },
+};
+
 /** Runtimes of a target's results. @param {string} target */
 export const runsIn = (target) => TARGET_NAMES[target] || target;
 
@@ -87,19 +95,38 @@ export function requestedAmount(compression) {
   return `to ${bytes(size)}`;
 }
 
+/** @type {Record<string, (waiting: any) => string>} why a queued job waits although it may be its turn */
+const WAITING_WORDS = {
+  no_worker: () => "No worker is running: the job starts once one does.",
+  no_gpu: () => "The job asks for a GPU, and no worker has one. It starts once such a worker does, or cancel it and choose another device.",
+  gpu_dtype: () => "No worker has a GPU that computes in the number format of this job. It starts once such a worker does, or cancel it and choose “auto” as compute type.",
+  gpu_memory: (waiting) => `The job needs a GPU with ${bytes(waiting.gpu_bytes)} of memory, and no worker has one. It starts once such a worker does.`,
+  host_memory: (waiting) => `The job needs ${bytes(waiting.host_bytes)} of memory, and no worker has that much. It starts once such a worker does.`,
+};
+
+/** @param {{ code: string, message: string }} waiting */
+export const waitingText = (waiting) => WAITING_WORDS[waiting.code]?.(waiting) || sentence(waiting.message.replace(/^waiting: /, ""));
+
+/** @type {Record<string, (fields: any) => string>} events of the engine's log */
+export const LOG_WORDS = {
+  child_started: () => "engine process started",
+  engine_crashed: () => "the engine crashed",
+  lines_dropped: (fields) => `${fields.lines} lines were left out`,
+};
+
 /** @type {Record<string, string>} warnings of `jobs:validate` by code; others are shown as they are */
 const WARNING_WORDS = {
   evaluation_of_same_kind: "All evaluation texts are also used for calibration. Scores will look better than real use: add an unseen text under Evaluation.",
   evaluation_is_calibration: "An evaluation text is also used for calibration. Scores will look better than real use: evaluate on another text.",
   no_evaluation: "Nothing is evaluated, so the loss of quality will be unknown.",
-  tasks_not_timed: "The time does not include the evaluation tasks.",
+  tasks_not_timed: "How many examples the tasks have is not known: the time assumes 1,000 each.",
 };
 
 /** @param {{ code: string, message: string }} warning */
 export const warningText = (warning) => WARNING_WORDS[warning.code] || sentence(warning.message);
 
-/** A message of the engine as a sentence, with the names of settings. @param {string} message */
-export const sentence = (message) => `${capital(message.replace(/\b(?:compression|evaluation)(?:\.\w+)+/g, (path) => `“${settingName(path)}”`))}.`.replace(/\.\.$/, ".");
+/** A message of the engine as a sentence, with the names of settings and code in quotation marks. @param {string} message */
+export const sentence = (message) => `${capital(message.replace(/`([^`]+)`/g, "“$1”").replace(/\b(?:compression|evaluation)(?:\.\w+)+/g, (path) => `“${settingName(path)}”`))}.`.replace(/\.\.$/, ".");
 
 /** @type {Record<string, string>} settings of jobs by their path */
 const SETTING_NAMES = {
@@ -130,6 +157,23 @@ const SETTING_NAMES = {
   "compression.recover.loss": "Recovery training",
   "compression.recover.max_tokens": "Recovery training, tokens",
   "compression.recover.max_seconds": "Recovery training, seconds",
+  "compression.recover.adapter": "Recovery training, adapter",
+  "compression.recover.rank": "Recovery training, adapter rank",
+  "compression.recover.alpha": "Recovery training, adapter alpha",
+  "compression.recover.auxiliary.ce": "Recovery training, weight of cross-entropy",
+  "compression.recover.auxiliary.distill": "Recovery training, weight of distillation",
+  "compression.recover.auxiliary.hidden": "Recovery training, weight of hidden states",
+  "compression.recover.learning_rate": "Recovery training, learning rate",
+  "compression.recover.warm_up": "Recovery training, warm-up",
+  "compression.recover.schedule": "Recovery training, schedule",
+  "compression.recover.weight_decay": "Recovery training, weight decay",
+  "compression.recover.batch_size": "Recovery training, samples per forward pass",
+  "compression.recover.gradient_accumulation": "Recovery training, forward passes per step",
+  "compression.recover.temperature": "Recovery training, temperature",
+  "compression.recover.source": "Recovery training, text",
+  "compression.recover.text_field": "Recovery training, text field",
+  "compression.recover.sequence_length": "Recovery training, tokens per sample",
+  "compression.recover.seed": "Recovery training, random seed",
   "evaluation.perplexity": "Evaluation texts",
   "evaluation.max_tokens": "Tokens scored per text",
   "evaluation.context_length": "Context length of the evaluation",
@@ -149,7 +193,7 @@ const SETTING_NAMES = {
 };
 
 /** @param {string} path */
-export const settingName = (path) => SETTING_NAMES[path] || path;
+export const settingName = (path) => SETTING_NAMES[path] || (path.startsWith("labels.") ? `Label “${path.slice(7)}”` : path);
 
 /** @type {Record<string, string>} */
 const RECOVERY_NAMES = { distill: "distill from the original", ce: "cross-entropy on text", hidden: "match hidden states" };
@@ -158,7 +202,7 @@ export const RECOVERIES = Object.entries({ "": "none", ...RECOVERY_NAMES });
 /** A setting's value in words. @param {string} path @param {any} value @param {Names} [uploads] @returns {string} */
 export function settingValue(path, value, uploads) {
   if (value === null || value === undefined || value === "") return "–";
-  if (path.endsWith("calibration.source")) return mixtureName(value, uploads);
+  if (/(calibration|recover)\.source$/.test(path)) return mixtureName(value, uploads);
   if (path.endsWith("evaluation.perplexity")) return value.map((/** @type {string} */ text) => textName(text, uploads)).join(", ") || "–";
   if (path.endsWith("target")) return runsIn(value);
   if (path.endsWith("model.source")) return SOURCES[value] || value;

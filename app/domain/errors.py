@@ -9,7 +9,8 @@ ServiceError
 │   ├── KeyNotFoundError
 │   ├── UploadNotFoundError
 │   ├── WebhookNotFoundError
-│   └── DeliveryNotFoundError
+│   ├── DeliveryNotFoundError
+│   └── GenerationNotFoundError
 ├── ArtifactsExpiredError        the artifacts have expired
 ├── IllegalTransitionError       the job's state does not allow it
 │   ├── UploadNotOpenError
@@ -23,8 +24,11 @@ ServiceError
 │   ├── PartRejectedError         a part of an upload has another length
 │   └── IdempotencyKeyReusedError
 ├── ScopeMissingError            the key lacks the scope
+├── PlaygroundDisabledError       the playground is off
+├── TooManyGenerationsError       too many prompts of a key have not ended
 ├── LinkRejectedError             a download link is forged or has expired
 ├── NotAcceptableError           no available media type is acceptable
+├── PreconditionFailedError      the resource differs from the client's copy (`If-Match`)
 ├── ResourceBusyError            another transaction holds a lock
 ├── LeaseLostError               another worker has the lease, or none has
 ├── PublicationError             the store holds other bytes than were written
@@ -124,6 +128,12 @@ class DeliveryNotFoundError(NotFoundError):
     code = "delivery_not_found"
 
 
+class GenerationNotFoundError(NotFoundError):
+    """The job has no such generation."""
+
+    code = "generation_not_found"
+
+
 class IllegalTransitionError(ServiceError):
     """The job's state does not allow this."""
 
@@ -215,6 +225,18 @@ class ScopeMissingError(ServiceError):
     code = "scope_missing"
 
 
+class PlaygroundDisabledError(ServiceError):
+    """The playground is off in this deployment; INTRASLICE_PLAYGROUND=true switches it on."""
+
+    code = "playground_disabled"
+
+
+class TooManyGenerationsError(ServiceError):
+    """Too many generations of this key have not ended."""
+
+    code = "too_many_generations"
+
+
 class LinkRejectedError(ServiceError):
     """The link is not valid."""
 
@@ -225,6 +247,12 @@ class NotAcceptableError(ServiceError):
     """No available media type is acceptable."""
 
     code = "not_acceptable"
+
+
+class PreconditionFailedError(ServiceError):
+    """The resource has changed since the client read it; read it again."""
+
+    code = "precondition_failed"
 
 
 class ResourceBusyError(ServiceError):

@@ -62,13 +62,14 @@ class EventList(ApiModel):
 
 
 class JobLive(ApiModel):
-    """Current state and progress of a job, and why it waits for a worker."""
+    """Current state and progress of a job, its place in the queue, and why it waits."""
 
     state: State
     stage: Stage | None
     progress: Progress | None
     attempt: int
     waiting: Waiting | None = None
+    queue_position: int | None = None
 
     @classmethod
     def of(cls, job: Job) -> Self:
@@ -79,4 +80,5 @@ class JobLive(ApiModel):
             progress=job.progress,
             attempt=job.attempt,
             waiting=job.waiting,
+            queue_position=job.queue_position,
         )

@@ -18,6 +18,10 @@ from intraslice_core.text_sources import Domain
 
 DEFAULT_PRIORITY = 5
 HIGHEST_PRIORITY = 9
+MOST_LABELS = 32
+"""Largest number of labels of a job."""
+NAME_LABEL = "name"
+"""Label that holds the name of a job."""
 
 
 class Progress(FrozenModel):
@@ -27,7 +31,13 @@ class Progress(FrozenModel):
     message: str
     layer: int | None = None
     layers: int | None = None
-    eta_seconds: float | None = None
+    eta_seconds: float | None = Field(
+        default=None, description="Remaining seconds; null while they cannot be estimated."
+    )
+    eta_seconds_low: float | None = Field(
+        default=None, description="Lower end of their range, which four of five jobs keep to."
+    )
+    eta_seconds_high: float | None = Field(default=None, description="Upper end of that range.")
     finished: LayerDone | None = None
 
 
@@ -157,6 +167,14 @@ class Job(Resource):
     created_at: datetime
     started_at: datetime | None
     finished_at: datetime | None
+    claimed_at: datetime | None = Field(
+        default=None, description="Start of the last attempt, also of one after a pause."
+    )
+    worked_seconds: float = Field(
+        default=0.0,
+        description="Time for which workers ran the job, without queue and pauses; of a running "
+        "job, without the attempt that began at `claimed_at`.",
+    )
     model: ModelSource
     compression: CompressionConfig
     evaluation: EvaluationConfig | None
@@ -182,6 +200,11 @@ class Job(Resource):
     waiting: Waiting | None = Field(
         default=None,
         description="Reason why no registered worker can run the queued job; null while one can.",
+    )
+    queue_position: int | None = Field(
+        default=None,
+        description="Place of a queued job among all queued jobs of the deployment: 1 is claimed "
+        "next. The highest priority comes first, among equals the oldest job.",
     )
     urls: JobUrls
 

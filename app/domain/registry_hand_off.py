@@ -15,21 +15,19 @@ from typing import Any
 from pydantic import Field
 
 from app.domain.resource import ApiModel
+from app.domain.service import HandOffTarget
 from intraslice_core.reports.schema import CompressionReport
 
 MANIFEST_TAG = "intraslice.manifest_sha256"
 """Tag with the checkpoint's manifest hash, so that it is not registered twice."""
 TRIES = 12
+MOST_NAME_CHARACTERS = 96
+"""Limit of the Hub for names of repositories."""
+NAME_PATTERN = r"^[A-Za-z0-9_]+(?:[.-][A-Za-z0-9_]+)*$"
+"""Names that both the Hub and MLflow accept."""
 _FIRST_PAUSE = timedelta(seconds=30)
 _LONGEST_PAUSE = timedelta(hours=1)
 _UNUSUAL = re.compile(r"[^A-Za-z0-9._-]+")
-
-
-class HandOffTarget(StrEnum):
-    """Target of a hand-off."""
-
-    MLFLOW = "mlflow"
-    HUB = "hub"
 
 
 class HandOffState(StrEnum):
@@ -93,12 +91,20 @@ class DueHandOff:
     job_id: str
     target: HandOffTarget
     attempt: int
+    requested_at: datetime
+    """Time of the request, by which a late attempt of an earlier request is told apart."""
+    name: str | None = None
+    """Requested name; None selects that of the deployment."""
 
 
 class HandOff(ApiModel):
     """The hand-off of a succeeded job's checkpoint to a model registry or hub."""
 
     target: HandOffTarget
+    name: str | None = Field(
+        default=None,
+        description="Requested name of the repository or registered model; null: the service's.",
+    )
     state: HandOffState
     attempts: int
     created_at: datetime
@@ -109,10 +115,27 @@ class HandOff(ApiModel):
     error: str | None = Field(description="Error of the last attempt, if it failed.")
 
 
+class HandOffPlace(ApiModel):
+    """A registry or hub to which this service can hand off a job's checkpoint."""
+
+    target: HandOffTarget
+    url: str = Field(description="Address of the server, without user and password.")
+    namespace: str | None = Field(
+        default=None, description="User or organisation on the Hub; null for MLflow."
+    )
+    private: bool | None = Field(
+        default=None, description="Visibility of a new repository; null for MLflow."
+    )
+    name: str = Field(description="Name of the job's checkpoint unless another is requested.")
+
+
 class HandOffList(ApiModel):
-    """All hand-offs of a job; empty if the deployment has no target."""
+    """Latest hand-off of a job to each target, and the targets that the service has."""
 
     data: tuple[HandOff, ...]
+    places: tuple[HandOffPlace, ...] = Field(
+        default=(), description="Where the checkpoint can be handed off; empty if nowhere."
+    )
 
 
 def pause(attempts: int) -> timedelta:

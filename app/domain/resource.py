@@ -55,6 +55,23 @@ def encode_cursor(last_id: str) -> str:
     return base64.urlsafe_b64encode(last_id.encode()).decode().rstrip("=")
 
 
+def decode_name(cursor: str | None) -> str | None:
+    """Return the file name in a cursor.
+
+    Raises:
+        InvalidRequestError: if `encode_cursor` did not make it from such a name.
+    """
+    if cursor is None:
+        return None
+    try:
+        name = base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)).decode()
+    except (binascii.Error, ValueError):
+        name = ""
+    if not name or "/" in name or "\0" in name:
+        raise _bad_cursor()
+    return name
+
+
 def decode_cursor(cursor: str | None, prefix: str = JOB) -> str | None:
     """Return the id in a cursor; `prefix` is the one that its ids must have.
 
@@ -68,8 +85,12 @@ def decode_cursor(cursor: str | None, prefix: str = JOB) -> str | None:
     except (binascii.Error, ValueError):
         last_id = ""
     if not is_id(prefix, last_id):
-        problem = FieldProblem(
-            pointer="query:after", code="bad_cursor", message="use next_cursor of the previous page"
-        )
-        raise InvalidRequestError("The cursor is invalid", fields=(problem,))
+        raise _bad_cursor()
     return last_id
+
+
+def _bad_cursor() -> InvalidRequestError:
+    problem = FieldProblem(
+        pointer="query:after", code="bad_cursor", message="use next_cursor of the previous page"
+    )
+    return InvalidRequestError("The cursor is invalid", fields=(problem,))

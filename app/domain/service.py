@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from typing import Literal
 
 from pydantic import Field
 
+from app.domain.generation import Playground
 from app.domain.lifecycle import State
 from app.domain.principal import Scope
 from app.domain.resource import ApiModel
 from app.domain.worker import Worker
+
+
+class HandOffTarget(StrEnum):
+    """Target of a registry hand-off."""
+
+    MLFLOW = "mlflow"
+    HUB = "hub"
 
 
 class Service(ApiModel):
@@ -27,7 +36,14 @@ class Service(ApiModel):
         default=None,
         description="Live workers of the deployment; null if the broker is unavailable.",
     )
+    hand_off_targets: tuple[HandOffTarget, ...] = Field(
+        default=(),
+        description="Registries and hubs to which succeeded jobs can be handed off.",
+    )
     fleet: tuple[Worker, ...] = Field(
         default=(),
         description="Registered workers with their devices and what these run, oldest first.",
+    )
+    playground: Playground | None = Field(
+        default=None, description="Limits of the playground; null if it is off."
     )

@@ -20,7 +20,7 @@ from intraslice_core.config import (
     EvaluationConfig,
     MethodChoice,
 )
-from intraslice_core.reports.sweep import SizeCheck, SweepChild, check_sizes
+from intraslice_core.reports.sweep import SizeCheck, SweepChild, check_sizes, dominates
 from intraslice_core.text_sources import Domain
 
 FEWEST_COMPARED, MOST_COMPARED = 2, 20
@@ -176,8 +176,8 @@ class ParetoPoint(ApiModel):
     tasks: tuple[TaskQuality, ...] = ()
     """Scores in every task; empty where none was requested."""
     seconds: float | None = None
-    """Duration of the finishing attempt's compression and evaluation in seconds. What jobs share is
-    computed, and counts, in the first that needs it."""
+    """Seconds of work on compression and evaluation, without pauses. What jobs share is computed,
+    and counts, in the first that needs it."""
     peak_memory_bytes: int | None = None
     """Peak memory of the finishing attempt in bytes."""
     dominated: bool | None
@@ -290,7 +290,7 @@ def _point(
         tasks=measured.tasks,
         seconds=measured.seconds,
         peak_memory_bytes=measured.peak_memory_bytes,
-        dominated=None if costs is None else any(_dominates(other, costs) for other in compared),
+        dominated=None if costs is None else any(dominates(other, costs) for other in compared),
     )
 
 
@@ -304,9 +304,3 @@ def _costs(job: Job) -> tuple[float, ...] | None:
         return None
     slowness = () if result.speedup is None else (-result.speedup.decode,)
     return (float(result.bytes_after), result.perplexity_after, *slowness)
-
-
-def _dominates(costs: tuple[float, ...], other: tuple[float, ...]) -> bool:
-    """Return whether `costs` are nowhere higher and somewhere lower, in what both have measured."""
-    pairs = list(zip(costs, other, strict=False))
-    return all(a <= b for a, b in pairs) and any(a < b for a, b in pairs)

@@ -72,6 +72,34 @@ class UploadError(FrozenModel):
     message: str
 
 
+class TextColumns(FrozenModel):
+    """Fields that hold text in the records of an upload, as far as they were read."""
+
+    form_problem: str | None = None
+    """Reason why records without `text_field` cannot be read, with the line; None if they can."""
+    fields: dict[str, str | None]
+    """First record without text by field; None if as good as all have it."""
+
+    def problem(self, text_field: str | None) -> str | None:
+        """Return why a job with this `text_field` could not read the text; None if it could."""
+        if text_field is None:
+            if self.form_problem is None:
+                return None
+            hint = "name the field that holds the text in text_field, or call it text"
+            return f"{self.form_problem}; {hint}{self._choices()}"
+        if text_field not in self.fields:
+            return f"no record has text in the field {text_field!r}{self._choices()}"
+        place = self.fields[text_field]
+        if place is None:
+            return None
+        return f"{place} has no text in the field {text_field!r}{self._choices()}"
+
+    def _choices(self) -> str:
+        """Return the fields with text in all records, in parentheses."""
+        names = [name for name, place in self.fields.items() if place is None]
+        return f" (possible: {', '.join(names)})" if names else ""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Part:
     """A piece of a file and its place in the store; small enough to be sent again."""
@@ -119,6 +147,8 @@ class UploadRecord(Upload):
     part_bytes: int = Field(exclude=True)
     store_prefix: str = Field(exclude=True)
     """Prefix of the upload's keys in the store; empty for uploads of earlier releases."""
+    text_columns: TextColumns | None = Field(default=None, exclude=True)
+    """Fields of a text with records; None if they were not read."""
 
     def parts(self, file: int) -> Iterator[Part]:
         """Yield the parts of one file in order; all but the last have `part_bytes` bytes."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from datetime import datetime
 from typing import Literal
 
@@ -26,10 +25,10 @@ from intraslice_core.export.targets import (
     SLOW_IN_VLLM,
     STOCK_FAMILIES,
     VLLM_TYPES,
+    StockFamily,
 )
 from intraslice_core.families.wrappers import describe_result
 from intraslice_core.methods import METHODS
-from intraslice_core.progress import Stage
 from intraslice_core.text_sources import IN_DOMAIN_ONLY_WARNING, WEB_DATASET, in_domain_only
 
 _EXTREME_RATIO = 0.5
@@ -54,20 +53,19 @@ class TargetSupport(FrozenModel):
 
 
 class Duration(FrozenModel):
-    """Estimated duration of the job on one class of machines, from the newest measured rates."""
+    """Estimated duration of the job on one class of machines, from the jobs they have finished."""
 
     device: str
+    seconds_low: float = Field(
+        description="Lower end of the range, as far from `seconds` as past jobs were from theirs: "
+        "one in ten takes less."
+    )
     seconds: float
-    measured_at: datetime
-
-
-@dataclass(frozen=True, kw_only=True)
-class Rate:
-    """Measured speed of one stage, in work per second."""
-
-    device: str
-    stage: Stage
-    per_second: float
+    seconds_high: float = Field(description="Upper end of the range: one in ten takes longer.")
+    jobs: int = Field(
+        description="Finished jobs of the method on these machines; 0 if the estimate follows from "
+        "other methods."
+    )
     measured_at: datetime
 
 
@@ -79,8 +77,8 @@ class TournamentPreview(FrozenModel):
     )
     excluded: dict[Method, str] = Field(description="Reasons of the other methods.")
     seconds: float | None = Field(
-        description="Estimated duration of all trials on the machines of `seconds`; null if no "
-        "worker has finished a job of a candidate."
+        description="Estimated duration of all trials on the machines of `seconds`; null if only a "
+        "worker can read the model."
     )
 
 
@@ -88,7 +86,7 @@ class Validation(ApiModel):
     """A job that would be accepted, with estimates of its result, memory and duration.
 
     `estimate` is null if only a worker can read the model; `durations` has an entry for each class
-    of machines that has run the method, newest measurement first.
+    of machines that has finished a job, newest first.
     """
 
     object: Literal["validation"] = "validation"
@@ -97,9 +95,25 @@ class Validation(ApiModel):
     gpu_bytes: int | None = Field(
         default=None,
         description="Memory that the job needs on a GPU, without evaluation and timing; null if "
-        "only a worker can read the model.",
+        "only a worker can read the model. With less than the copies of second moments take, they "
+        "are factorised in place.",
     )
-    seconds: float | None
+    gpu_host_bytes: int | None = Field(
+        default=None,
+        description="Host memory that the job needs beside a GPU: hidden states that do not fit on "
+        "it, their copies and a few layers, without verification and evaluation, which are on the "
+        "host where the GPU is too small for them; null if only a worker can read the model.",
+    )
+    seconds_low: float | None = Field(
+        default=None, description="Lower end of the range of `seconds`."
+    )
+    seconds: float | None = Field(
+        description="Estimated duration on the machines that finished a job last; before any job, "
+        "that of the cost model. Null if only a worker can read the model."
+    )
+    seconds_high: float | None = Field(
+        default=None, description="Upper end of the range of `seconds`."
+    )
     durations: tuple[Duration, ...]
     targets: tuple[TargetSupport, ...]
     tournament: TournamentPreview | None = Field(
@@ -119,20 +133,20 @@ TARGETS = (
         target="research",
         available=True,
         runtimes=("transformers",),
-        detail="every shape is free per layer; the checkpoint brings its own model class",
+        detail="every layer has its own shape; the checkpoint brings the code that loads it",
     ),
     TargetSupport(
         target="adaptive",
         available=True,
         runtimes=("vLLM", "llama.cpp"),
-        detail="layers differ in the MLP's width; DeciLM and GGUF `deci` files; llama and mistral "
-        "models",
+        detail="layers differ only in the width of the MLP, as DeciLM and GGUF files can describe; "
+        "for llama and mistral models",
     ),
     TargetSupport(
         target="stock",
         available=True,
-        runtimes=("any that runs the dense model's class with longrope",),
-        detail="one shape for all layers, no code of its own",
+        runtimes=("any that runs the original model",),
+        detail="all layers have the same shape, so the result needs no code of its own",
     ),
 )
 
@@ -148,36 +162,33 @@ def _support_for(dense: DenseModel, support: TargetSupport) -> TargetSupport:
     """Return a target's support for a model."""
     model_type = dense.target_type(support.target) or ""
     if support.available and model_type not in _model_types(support.target):
-        detail = f"not built for {model_type} models"
+        detail = (
+            f"target {support.target} does not support {model_type} models: set compression.target "
+            "to research, which supports all"
+        )
         return support.model_copy(update={"available": False, "detail": detail})
     if support.target == "research" and model_type in VLLM_TYPES:
         return support.model_copy(update={"runtimes": (*support.runtimes, IN_VLLM)})
     if support.target == "research":
         return support.model_copy(update={"detail": f"{support.detail}; {SLOW_IN_VLLM}"})
     if support.target == "stock":
-        detail = f"{support.detail}; {STOCK_FAMILIES[model_type].describe()}"
+        detail = f"{support.detail}; {_about_stock(STOCK_FAMILIES[model_type])}"
         return support.model_copy(update={"detail": detail})
     return support
 
 
+def _about_stock(family: StockFamily) -> str:
+    """Return what target stock cuts of a family, and what runtimes must then read."""
+    if not family.head_dim:
+        return family.describe()
+    return (
+        f"{family.describe()}; where the head dim is cut, config.json stores the frequencies of "
+        "the remaining rotary pairs as rope_type longrope, which transformers and vLLM read"
+    )
+
+
 def _model_types(target: str) -> tuple[str, ...]:
     return {str(name): demands.model_types for name, demands in DEMANDS.items()}[target]
-
-
-def predict(rates: list[Rate], work: dict[Stage, float]) -> tuple[Duration, ...]:
-    """Return the duration on each device with a measured compression speed, newest first."""
-    durations = []
-    for device in {rate.device for rate in rates}:
-        by_stage = {rate.stage: rate for rate in rates if rate.device == device}
-        if Stage.COMPRESS in by_stage:
-            seconds = sum(
-                amount / by_stage[stage].per_second
-                for stage, amount in work.items()
-                if stage in by_stage
-            )
-            measured = by_stage[Stage.COMPRESS].measured_at
-            durations.append(Duration(device=device, seconds=seconds, measured_at=measured))
-    return tuple(sorted(durations, key=lambda duration: duration.measured_at, reverse=True))
 
 
 def cautions(
@@ -192,7 +203,7 @@ def cautions(
         )
         warnings.append(Caution(code="web_text_optional", message=message))
     if evaluation is not None and evaluation.tasks and evaluation.task_limit is None:
-        message = "the tasks are not in the time: how many examples they have is not known here"
+        message = "how many examples the tasks have is not known here: the time assumes 1,000 each"
         warnings.append(Caution(code="tasks_not_timed", message=message))
     if _ratio(dense, compression) > _EXTREME_RATIO:
         warnings.append(

@@ -180,6 +180,10 @@ class Worker(ApiModel):
     version: str
     started_at: datetime
     seen_at: datetime = Field(description="Time of its last heartbeat.")
+    silent: bool = Field(
+        default=False,
+        description="True if heartbeats are missing: it is removed if they do not return.",
+    )
     host_memory_bytes: int
     devices: tuple[Device, ...]
 

@@ -6,10 +6,11 @@ worker that opens it: the engine checks the same limits there, before it allocat
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Protocol
 
 from app.adapters.local_paths import resolve_below
 from app.domain.errors import (
@@ -40,6 +41,16 @@ Locate = Callable[[str, UploadKind], Path]
 """Path of an upload on the workers; raises a ServiceError if it cannot be used."""
 
 
+class UploadFacts(Protocol):
+    """Facts about ready uploads before a worker has their files."""
+
+    def describe(self, upload_id: str) -> DenseModel | None:
+        """Return the description of a model; None if it cannot be read now."""
+
+    def text_problem(self, upload_id: str, text_field: str | None) -> str | None:
+        """Return why a job could not read a text by this field; None if it could, or may."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class AdmittedJob:
     """An admitted job in the engine's form: links resolved, every source allowed."""
@@ -57,8 +68,16 @@ class _RejectedError(Exception):
         self.problem = (code, message, field)
 
 
-def admit(settings: Settings, request: JobRequest, locate: Locate) -> AdmittedJob:
+def admit(
+    settings: Settings, request: JobRequest, locate: Locate, uploads: UploadFacts | None = None
+) -> AdmittedJob:
     """Resolve and check every source of the request.
+
+    Args:
+        settings: allow-lists and limits.
+        request: the job.
+        locate: paths of uploads.
+        uploads: their contents; None where the files are on this machine.
 
     Raises:
         InvalidRequestError: names each field that is rejected.
@@ -75,7 +94,7 @@ def admit(settings: Settings, request: JobRequest, locate: Locate) -> AdmittedJo
     model, dense = "", None
     try:
         model = _model_reference(settings, request.model, locate)
-        dense = _inspected(settings, request.model, model)
+        dense = _inspected(settings, request.model, model, uploads)
     except _RejectedError as error:
         problems.append(_problem("/model", error))
     compression, evaluation = request.compression, request.evaluation
@@ -83,6 +102,7 @@ def admit(settings: Settings, request: JobRequest, locate: Locate) -> AdmittedJo
         compression = compression.without_web()
     compression = _checked_texts(compression, checked)
     problems += _named_twice(compression)
+    problems += _unreadable_texts(request, uploads) if uploads is not None else []
     if evaluation is not None:
         texts = tuple(
             checked(f"/evaluation/perplexity/{index}", source)
@@ -104,6 +124,23 @@ def admit(settings: Settings, request: JobRequest, locate: Locate) -> AdmittedJo
         evaluation=evaluation,
         dense=dense,
     )
+
+
+def admit_model(settings: Settings, model: ModelSource, locate: Locate) -> str:
+    """Resolve a model alone, and check it; return its reference as the engine takes it.
+
+    Raises:
+        InvalidRequestError: if it is not allowed, too large, or not there any more.
+    """
+    try:
+        reference = _model_reference(settings, model, locate)
+        _inspected(settings, model, reference)
+    except _RejectedError as error:
+        raise InvalidRequestError(
+            "The model violates deployment limits or allow-lists",
+            fields=(_problem("/model", error),),
+        ) from error
+    return reference
 
 
 def _checked_texts(
@@ -147,6 +184,39 @@ def _named_twice(compression: CompressionConfig) -> list[FieldProblem]:
     ]
 
 
+def _unreadable_texts(request: JobRequest, uploads: UploadFacts) -> list[FieldProblem]:
+    """Return problems with uploaded texts whose records lack the field that a job would read."""
+    problems = []
+    for pointer, source, text_field in _named_texts(request):
+        if source.startswith(REFERENCE):
+            message = uploads.text_problem(source.removeprefix(REFERENCE), text_field)
+            if message is not None:
+                problem = FieldProblem(pointer=pointer, code="text_field_missing", message=message)
+                problems.append(problem)
+    return problems
+
+
+def _named_texts(request: JobRequest) -> Iterator[tuple[str, str, str | None]]:
+    """Yield pointer, source and field of every text."""
+    calibration, recover = request.compression.calibration, request.compression.recover
+    yield from _parts(f"{_CALIBRATION}/source", calibration.source, calibration.text_field)
+    if recover is not None and recover.source is not None:
+        yield from _parts(f"{_RECOVER}/source", recover.source, recover.text_field)
+    if request.evaluation is not None:
+        for index, source in enumerate(request.evaluation.perplexity):
+            yield f"/evaluation/perplexity/{index}", source, request.evaluation.text_field
+
+
+def _parts(
+    pointer: str, source: Source, text_field: str | None
+) -> Iterator[tuple[str, str, str | None]]:
+    if isinstance(source, str):
+        yield pointer, source, text_field
+        return
+    for index, part in enumerate(source):
+        yield f"{pointer}/{index}/source", part.source, part.text_field or text_field
+
+
 def _model_reference(settings: Settings, model: ModelSource, locate: Locate) -> str:
     """Return the model's reference as the engine takes it."""
     if model.revision is not None and model.source != "hub":
@@ -162,10 +232,13 @@ def _model_reference(settings: Settings, model: ModelSource, locate: Locate) -> 
     return _local(model.ref, settings.model_roots, "/ref")
 
 
-def _inspected(settings: Settings, model: ModelSource, reference: str) -> DenseModel | None:
-    """Return the model's description from its headers, if it is readable on this machine."""
+def _inspected(
+    settings: Settings, model: ModelSource, reference: str, uploads: UploadFacts | None = None
+) -> DenseModel | None:
+    """Return the model's description from its headers, if it can be read here."""
     place = Path(reference)
-    if model.source == "hub" or (model.source == "upload" and not place.is_dir()):
+    is_stored = model.source == "upload" and not place.is_dir()
+    if model.source == "hub" or (is_stored and uploads is None):
         return None
     if model.source == "package":
         try:
@@ -174,12 +247,17 @@ def _inspected(settings: Settings, model: ModelSource, reference: str) -> DenseM
             # It need not be installed where the API runs.
             return None
     try:
-        dense = _read_once(place, _version(place)) if place.is_file() else read_dense(place)
-        require_within(dense.facts, settings.model_limits)
+        dense = uploads.describe(model.ref) if is_stored and uploads else _described(place)
+        if dense is not None:
+            require_within(dense.facts, settings.model_limits)
     except ModelError as error:
         hint = f"; {error.hint}" if error.hint else ""
         raise _RejectedError(error.code, error.message + hint, "/ref") from error
     return dense
+
+
+def _described(place: Path) -> DenseModel:
+    return _read_once(place, _version(place)) if place.is_file() else read_dense(place)
 
 
 @lru_cache(maxsize=16)

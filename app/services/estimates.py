@@ -1,14 +1,14 @@
-"""Validation and estimates of jobs before they run, and the measured speeds they use."""
+"""Validation and estimates of jobs before they run, and the finished jobs that they follow from."""
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from app.adapters.database import rates
-from app.domain.job import Job, JobRequest
+from app.adapters.database import past_runs
+from app.domain.job import JobRecord, JobRequest
 from app.domain.principal import Principal
 from app.domain.validation import (
     Caution,
@@ -16,27 +16,43 @@ from app.domain.validation import (
     TournamentPreview,
     Validation,
     cautions,
-    predict,
     targets_for,
 )
 from app.domain.worker import RequiredMemory, Requirement
-from app.services.admission import AdmittedJob, admit
-from app.services.fleet import cautions_of
-from app.services.requirements import required_gpu_bytes
+from app.services import fleet
+from app.services.admission import AdmittedJob
+from app.services.requirements import required_gpu_bytes, required_host_bytes
 from app.services.resources import Resources
-from app.services.uploads import locator
-from intraslice_core.config import AUTO
+from app.services.upload_facts import admit_request
+from intraslice_core.accelerators import GpuClass, gpu_class_named
+from intraslice_core.config import AUTO, CompressionConfig, EvaluationConfig
 from intraslice_core.cost_model import (
+    REFERENCE_RATES,
     Estimate,
+    MachineRates,
+    PastRun,
+    Prediction,
     TournamentPlan,
     estimate,
+    machine_rates,
     plan_tournament,
-    stage_work,
+    predict_duration,
+    stage_seconds,
 )
+from intraslice_core.cost_model.past_runs import OTHER_METHOD_FACTOR, WIDE_FACTOR
+from intraslice_core.plan import ModelGeometry
 from intraslice_core.progress import Stage
 
 _SHORTEST_SECONDS = 0.01
-"""Minimum duration of a stage whose speed is recorded; shorter ones are noise."""
+"""Shortest measured duration of a stage that is recorded; shorter ones are noise."""
+_NO_JOB = (
+    "no worker has finished a job yet: the time is the cost model's, and may be off by a factor of "
+    f"{WIDE_FACTOR:g}"
+)
+_OTHER_METHODS = (
+    "no worker has finished a job of this method yet: the time follows from other methods, and may "
+    f"be off by a factor of {OTHER_METHOD_FACTOR:g}"
+)
 
 
 def validate_job(resources: Resources, principal: Principal, request: JobRequest) -> Validation:
@@ -45,89 +61,196 @@ def validate_job(resources: Resources, principal: Principal, request: JobRequest
     Raises:
         InvalidRequestError: if the job would be rejected.
     """
-    admitted = admit(resources.settings, request, locator(resources, principal.project_id))
+    admitted = admit_request(resources, principal.project_id, request)
     plan = _tournament(admitted)
     likely = admitted.compression if plan is None else plan.candidates[0].config
     warnings = cautions(admitted.dense, likely, admitted.evaluation)
     calibration = likely.resolved_calibration
     expected = _estimate(admitted, plan)
-    durations, trials, further = _predicted(resources, admitted, expected, plan)
     needed = RequiredMemory(
         gpu_bytes=required_gpu_bytes(admitted),
-        host_bytes=None if expected is None else expected.peak_memory_bytes,
+        host_bytes=None if expected is None else expected.least_memory_bytes,
     )
-    warnings += further
-    warnings += cautions_of(resources, Requirement.of(request.compression, needed))
+    requirement = Requirement.of(request.compression, needed)
+    times = _predicted(resources, admitted, plan, requirement)
+    warnings += _about_estimates(resources, admitted, expected, times)
+    warnings += fleet.cautions_of(resources, requirement)
+    likely_time = times.likely
     return Validation(
         estimate=expected,
         gpu_bytes=needed.gpu_bytes,
-        seconds=durations[0].seconds if durations else None,
-        durations=durations,
+        gpu_host_bytes=required_host_bytes(admitted),
+        seconds_low=None if likely_time is None else likely_time.low,
+        seconds=None if likely_time is None else likely_time.expected,
+        seconds_high=None if likely_time is None else likely_time.high,
+        durations=times.measured,
         targets=targets_for(admitted.dense),
         tournament=None
         if plan is None
         else TournamentPreview(
             candidates=tuple(candidate.method for candidate in plan.candidates),
             excluded=dict(plan.excluded),
-            seconds=trials,
+            seconds=None if likely_time is None else likely_time.stages.get(Stage.TOURNAMENT, 0.0),
         ),
         calibration_sources=tuple(part.source for part in calibration.parts()),
         warnings=tuple(warnings),
     )
 
 
+def record_run(
+    resources: Resources, job: JobRecord, report: Mapping[str, Any], seconds: Mapping[Stage, float]
+) -> None:
+    """Record the durations of a finished job for later estimates.
+
+    Only a job that did all of its work at once counts: not one that was paused or interrupted and
+    has reused what earlier attempts left, nor one of a sweep, whose jobs share work. Stages that a
+    clock ended say nothing about the machine.
+    """
+    device = report.get("device")
+    if device is None or job.fencing_token > 1 or job.sweep_id is not None:
+        return
+    compression = job.compression
+    if compression.method == AUTO:  # the durations are those of the winner's own run
+        compression = compression.model_copy(update={"method": report["method"]})
+    geometry = ModelGeometry.model_validate(report["geometry"])
+    item_bytes = max(round(report["bytes_before"] / report["params_before"]), 1)
+    work = _work(geometry, item_bytes, compression, job.evaluation)
+    measured = {
+        stage: seconds[stage]
+        for stage in work
+        if seconds.get(stage, 0.0) >= _SHORTEST_SECONDS and stage not in _timed(compression)
+    }
+    if not measured:
+        return
+    with resources.database.transaction() as transaction:
+        earlier = _runs_on(past_runs.by_device(transaction), device)
+        work = {stage: work[stage] for stage in measured}
+        predicted = predict_duration(earlier, compression.method, work).expected
+        run = PastRun(
+            method=compression.method,
+            work=work,
+            seconds=measured,
+            predicted=predicted if earlier else None,
+        )
+        past_runs.record(transaction, device, run)
+
+
+def _runs_on(groups: Sequence[past_runs.DeviceRuns], device: str) -> tuple[PastRun, ...]:
+    """Return the runs of a class of machines, newest first."""
+    return next((group.runs for group in groups if group.device == device), ())
+
+
+def _timed(compression: CompressionConfig) -> frozenset[Stage]:
+    """Return the stages that a clock may end before their work is done."""
+    stages = set()
+    if compression.recover is not None and compression.recover.max_seconds is not None:
+        stages.add(Stage.RECOVER)
+    training = compression.mask_training
+    if training is not None and training.max_seconds is not None:
+        stages.add(Stage.ALLOCATE)
+    return frozenset(stages)
+
+
+def _work(
+    geometry: ModelGeometry,
+    item_bytes: int,
+    compression: CompressionConfig,
+    evaluation: EvaluationConfig | None,
+    rates: MachineRates = REFERENCE_RATES,
+) -> dict[Stage, float]:
+    """Return the work of each stage: its seconds on the reference machine, without time limits."""
+    if compression.recover is not None:
+        untimed = compression.recover.model_copy(update={"max_seconds": None})
+        compression = compression.model_copy(update={"recover": untimed})
+    return stage_seconds(geometry, compression, evaluation, item_bytes, rates)
+
+
+# -- predictions -------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Times:
+    """Predicted durations of a job."""
+
+    likely: Prediction | None = None
+    """That of the machines that finished a job last; None if only a worker can read the model."""
+    measured: tuple[Duration, ...] = ()
+    """One for each class of machines that has finished a job."""
+
+
 def _predicted(
     resources: Resources,
     admitted: AdmittedJob,
-    expected: Estimate | None,
     plan: TournamentPlan | None,
-) -> tuple[tuple[Duration, ...], float | None, list[Caution]]:
-    """Return the durations, the seconds of the trials of `auto`, and warnings about both."""
-    if expected is None:
-        message = "the model's settings cannot be read here before a worker opens it"
-        return (), None, [Caution(code="model_not_readable_here", message=message)]
-    warnings = _about_disk(resources, admitted, expected)
-    trials: float | None = None
-    if plan is None:
-        durations = _durations(resources, admitted, expected)
-    else:
-        durations, trials = _durations_of_auto(resources, admitted, expected, plan)
-    if not durations:
-        message = "no worker has finished a job of this method yet: its speed is not known"
-        warnings.append(Caution(code="speed_unknown", message=message))
-    elif admitted.compression.devices > 1:
-        message = (
-            f"the expected time is that of one device: {admitted.compression.devices} divide the"
-            " calibration among them"
-        )
-        warnings.append(Caution(code="speed_of_one_device", message=message))
-    return durations, trials, warnings
+    requirement: Requirement,
+) -> _Times:
+    """Predict the durations on all classes of machines that have finished a job, newest first.
 
-
-def record_rates(
-    resources: Resources, job: Job, report: Mapping[str, Any], seconds: Mapping[Stage, float]
-) -> None:
-    """Record the speed of a finished job for later estimates.
-
-    Only a job that did all of its work on one device counts: not one that resumed another
-    attempt's, nor one of a sweep, whose jobs share work.
+    Before any job, the cost model predicts that of a device that can run this one.
     """
-    device, params = report.get("device"), report.get("compressible_before")
-    shares_work = job.attempt > 1 or job.sweep_id is not None or job.compression.devices > 1
-    if device is None or not params or shares_work:
-        return
-    layers = report["geometry"]["num_hidden_layers"]
-    compression = job.compression
-    if compression.method == AUTO:  # the rates are those of the winner's own run
-        compression = compression.model_copy(update={"method": report["method"]})
-    work = stage_work(params, layers, compression, job.evaluation)
-    shown = {
-        stage: amount / seconds[stage]
-        for stage, amount in work.items()
-        if seconds.get(stage, 0.0) >= _SHORTEST_SECONDS
-    }
+    if admitted.dense is None or admitted.dense.geometry is None:
+        return _Times()
     with resources.database.transaction() as transaction:
-        rates.record(transaction, device, compression.method, shown)
+        groups = past_runs.by_device(transaction)
+    if not groups:
+        name = fleet.name_of_gpu(resources, requirement)
+        gpu = None if name is None else gpu_class_named(name)
+        return _Times(likely=_slowest((), admitted, plan, gpu)[1])
+    measured, predictions = [], []
+    for group in groups:
+        method, prediction = _slowest(group.runs, admitted, plan)
+        predictions.append(prediction)
+        measured.append(
+            Duration(
+                device=group.device,
+                seconds_low=prediction.low,
+                seconds=prediction.expected,
+                seconds_high=prediction.high,
+                jobs=sum(run.method == method for run in group.runs),
+                measured_at=group.measured_at,
+            )
+        )
+    return _Times(likely=predictions[0], measured=tuple(measured))
+
+
+def _slowest(
+    runs: Sequence[PastRun],
+    admitted: AdmittedJob,
+    plan: TournamentPlan | None,
+    gpu: GpuClass | None = None,
+) -> tuple[str, Prediction]:
+    """Return the method and the duration of the job; of `auto`, of its slowest candidate.
+
+    Args:
+        runs: finished runs on the class of machines, newest first.
+        admitted: the job.
+        plan: trials of `auto`; None for other methods.
+        gpu: class of the GPU that would run it, where no runs show how fast it is.
+    """
+    dense = admitted.dense
+    assert dense is not None  # without the dense model nothing is predicted
+    assert dense.geometry is not None
+    settings = [admitted.compression]
+    if plan is not None:
+        settings = [candidate.config for candidate in plan.candidates]
+    rates = machine_rates(gpu, max(dense.item_bytes, 2))
+    predictions = []
+    for compression in settings:
+        model = (dense.geometry, dense.item_bytes, compression, admitted.evaluation)
+        work = _work(*model, rates)
+        if plan is not None:
+            # The plan's seconds are those of the reference machine.
+            speed = sum(work.values()) / sum(_work(*model).values())
+            work = {Stage.TOURNAMENT: plan.seconds * speed, **work}
+        recover = compression.recover
+        limit = None if recover is None else recover.max_seconds
+        limits = {} if limit is None else {Stage.RECOVER: limit}
+        prediction = predict_duration(runs, compression.method, work, limits)
+        predictions.append((compression.method, prediction))
+    return max(predictions, key=lambda pair: pair[1].expected)
+
+
+# -- sizes and warnings ------------------------------------------------------------------------
 
 
 def _tournament(admitted: AdmittedJob) -> TournamentPlan | None:
@@ -152,44 +275,26 @@ def _estimate(admitted: AdmittedJob, plan: TournamentPlan | None) -> Estimate | 
         estimate(dense.geometry, dense.item_bytes, compression, admitted.evaluation, model_type)
         for compression in settings
     ]
-    peak = max(each.peak_memory_bytes for each in estimates)
-    return estimates[0].model_copy(update={"peak_memory_bytes": peak})
+    largest = {
+        name: max(getattr(each, name) for each in estimates)
+        for name in ("peak_memory_bytes", "least_memory_bytes")
+    }
+    return estimates[0].model_copy(update=largest)
 
 
-def _durations_of_auto(
-    resources: Resources, admitted: AdmittedJob, expected: Estimate, plan: TournamentPlan
-) -> tuple[tuple[Duration, ...], float | None]:
-    """Return the durations with the slowest candidate as winner, and the seconds of the trials.
-
-    The trials are as slow as the candidate's own run, compared with the cost model's prediction.
-    """
-    slowest: dict[str, tuple[Duration, float]] = {}
-    for candidate in plan.candidates:
-        whole = replace(admitted, compression=candidate.config)
-        config = candidate.config.model_copy(update={"recover": None})
-        alone = replace(admitted, compression=config, evaluation=None)
-        own = {each.device: each.seconds for each in _durations(resources, alone, expected)}
-        for duration in _durations(resources, whole, expected):
-            trials = plan.seconds * own[duration.device] / candidate.own_seconds
-            both = duration.model_copy(update={"seconds": duration.seconds + trials})
-            earlier = slowest.get(duration.device)
-            if earlier is None or earlier[0].seconds < both.seconds:
-                slowest[duration.device] = (both, trials)
-    ranked = sorted(slowest.values(), key=lambda pair: pair[0].measured_at, reverse=True)
-    return tuple(duration for duration, _ in ranked), ranked[0][1] if ranked else None
-
-
-def _durations(
-    resources: Resources, admitted: AdmittedJob, expected: Estimate
-) -> tuple[Duration, ...]:
-    assert admitted.dense is not None  # without the dense model nothing is expected
-    assert admitted.dense.geometry is not None
-    layers = admitted.dense.geometry.num_hidden_layers
-    work = stage_work(
-        expected.compressible_before, layers, admitted.compression, admitted.evaluation
-    )
-    with resources.database.transaction() as transaction:
-        return predict(rates.of_method(transaction, admitted.compression.method), work)
+def _about_estimates(
+    resources: Resources, admitted: AdmittedJob, expected: Estimate | None, times: _Times
+) -> list[Caution]:
+    """Return warnings about what is not known before the job, and about its disk."""
+    if expected is None:
+        message = "the model's settings cannot be read here before a worker opens it"
+        return [Caution(code="model_not_readable_here", message=message)]
+    warnings = _about_disk(resources, admitted, expected)
+    if not times.measured:
+        warnings.append(Caution(code="speed_unknown", message=_NO_JOB))
+    elif not times.measured[0].jobs:
+        warnings.append(Caution(code="speed_unknown", message=_OTHER_METHODS))
+    return warnings
 
 
 def _about_disk(resources: Resources, admitted: AdmittedJob, expected: Estimate) -> list[Caution]:

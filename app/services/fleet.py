@@ -7,7 +7,13 @@ from collections import Counter
 from app.adapters.database import jobs, workers
 from app.adapters.database.engine import Transaction
 from app.domain.validation import Caution
-from app.domain.worker import Registration, Requirement, WaitingCode, waiting_reason
+from app.domain.worker import (
+    DeviceChoice,
+    Registration,
+    Requirement,
+    WaitingCode,
+    waiting_reason,
+)
 from app.services.resources import Resources
 from app.telemetry import get_logger
 from app.telemetry.outages import DATABASE, OUTAGES
@@ -66,6 +72,16 @@ def is_selective(resources: Resources) -> bool:
         or len({worker.host_memory_bytes for worker in registered}) > 1
         or any(device.jobs_at_once > 1 for device in devices)
     )
+
+
+def name_of_gpu(resources: Resources, requirement: Requirement) -> str | None:
+    """Return the name of a live GPU that would run a job; None if a CPU runs it."""
+    if requirement.device is DeviceChoice.CPU:
+        return None
+    with resources.database.transaction() as transaction:
+        registered = workers.live_registrations(transaction)
+    devices = (device for worker in registered for device in worker.devices)
+    return next((device.name for device in devices if device.fits(requirement)), None)
 
 
 def can_run(resources: Resources, requirement: Requirement) -> bool:

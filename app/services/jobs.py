@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -23,24 +23,26 @@ from app.domain.artifact import ArtifactRecord, job_prefix
 from app.domain.errors import (
     ArtifactNotFoundError,
     ArtifactsExpiredError,
+    FieldProblem,
     IdempotencyKeyReusedError,
     IllegalTransitionError,
+    InvalidRequestError,
     JobNotFoundError,
+    PreconditionFailedError,
     ReportNotFoundError,
 )
 from app.domain.events import EventList, EventType
 from app.domain.identifiers import is_job_id, new_job_id
-from app.domain.job import JobFilter, JobList, JobRecord, JobRequest, Lease
+from app.domain.job import MOST_LABELS, JobFilter, JobList, JobRecord, JobRequest, Lease
 from app.domain.lifecycle import State
 from app.domain.principal import Principal
 from app.domain.sweep import SweepRequest
 from app.domain.worker import RequiredMemory
-from app.services.admission import admit
 from app.services.deployment import require_own_store
 from app.services.removal import delete_prefix
 from app.services.requirements import required_memory
 from app.services.resources import Resources
-from app.services.uploads import locator
+from app.services.upload_facts import admit_request
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,7 +97,7 @@ def create_job(
         InvalidRequestError: if the job names a source it may not use.
         IdempotencyKeyReusedError: if the key belongs to another request.
     """
-    admitted = admit(resources.settings, request, locator(resources, principal.project_id))
+    admitted = admit_request(resources, principal.project_id, request)
     job_id, memory = new_job_id(), required_memory(admitted)
     with resources.database.transaction() as transaction:
         if idempotency_key is not None:
@@ -164,6 +166,42 @@ def list_jobs(
         lambda reading: jobs.newest(reading, principal.project_id, criteria, limit=limit + 1)
     )
     return JobList.of(page, limit)
+
+
+def edit_labels(
+    resources: Resources,
+    principal: Principal,
+    job_id: str,
+    changes: Mapping[str, str | None],
+    *,
+    is_current: Callable[[JobRecord], bool],
+) -> JobRecord:
+    """Set labels of a job, and remove those that are None; repeating it is harmless.
+
+    Args:
+        resources: the database.
+        principal: the caller.
+        job_id: the job, in any state.
+        changes: values by label; labels without a value here stay.
+        is_current: condition on the job before the change.
+
+    Raises:
+        PreconditionFailedError: if the condition does not hold.
+        InvalidRequestError: if the job would have too many labels.
+    """
+    with resources.database.transaction() as transaction:
+        job = locked_job(transaction, principal, job_id)
+        if not is_current(job):
+            raise PreconditionFailedError
+        merged = {**job.labels, **changes}
+        labels = {key: value for key, value in merged.items() if value is not None}
+        if len(labels) > MOST_LABELS:
+            message = f"the job would have {len(labels)} labels, at most {MOST_LABELS} are allowed"
+            problem = FieldProblem(pointer="/labels", code="too_long", message=message)
+            raise InvalidRequestError("The job would have too many labels", fields=(problem,))
+        edited = jobs.set_labels(transaction, job_id, labels)
+        announce(transaction, job_id)
+    return edited
 
 
 def cancel_job(resources: Resources, principal: Principal, job_id: str) -> JobRecord:

@@ -23,16 +23,16 @@ def list_models(
 
 
 def _offer(settings: Settings) -> Offer:
-    """Return what jobs may name; local directories by name only, to reveal no layout."""
+    """Return what jobs may name, directories by the paths that jobs need."""
     limits = settings.model_limits
     return Offer(
         methods=METHODS,
         architectures=SUPPORTED_MODEL_TYPES,
         hub=settings.hub_allow,
         packages=settings.package_allow,
-        roots=tuple(root.name for root in settings.model_roots),
+        roots=tuple(str(root) for root in settings.model_roots),
         hub_data=settings.hub_data_allow,
-        data_roots=tuple(root.name for root in settings.data_roots),
+        data_roots=tuple(str(root) for root in settings.data_roots),
         max_parameters=limits.max_parameters,
         max_model_bytes=limits.max_bytes,
         max_sequence_length=settings.max_sequence_length,

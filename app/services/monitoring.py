@@ -4,14 +4,25 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from app.adapters.database import jobs, leases, outbox, retention, webhooks, workers
+from app.adapters.database import (
+    generations,
+    jobs,
+    leases,
+    outbox,
+    retention,
+    webhooks,
+    workers,
+)
 from app.adapters.database.engine import Transaction
 from app.domain.errors import BrokerUnavailableError
+from app.domain.generation import GenerationState
 from app.domain.lifecycle import State
 from app.domain.principal import Principal, Scope
 from app.domain.service import Service
 from app.domain.worker import WaitingCode
 from app.services.fleet import count_devices, count_waiting
+from app.services.generations import playground_of
+from app.services.registry_hand_offs import configured_targets
 from app.services.resources import Resources
 from intraslice_core import __version__
 
@@ -32,6 +43,8 @@ class Backlog:
     """Number of queued jobs that no registered worker can run, by reason."""
     devices: dict[str, int]
     """Number of registered devices, by kind."""
+    generations: dict[GenerationState, int]
+    """Number of generations of the playground in each state that is not terminal."""
 
 
 def service_status(resources: Resources, principal: Principal) -> Service:
@@ -50,7 +63,9 @@ def service_status(resources: Resources, principal: Principal) -> Service:
         jobs=live,
         busy_workers=busy,
         workers=_count_workers(resources, max(busy, len(fleet))),
+        hand_off_targets=configured_targets(resources.settings),
         fleet=fleet,
+        playground=playground_of(resources.settings),
     )
 
 
@@ -77,6 +92,7 @@ def measure_backlog(resources: Resources) -> Backlog:
             webhooks_on_previous_key=_count_on_previous_key(transaction, resources),
             waiting=count_waiting(transaction),
             devices=count_devices(transaction),
+            generations=generations.count_live(transaction),
         )
 
 

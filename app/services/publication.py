@@ -22,10 +22,12 @@ from app.domain.artifact import (
 from app.domain.errors import LeaseLostError, PublicationError
 from app.domain.events import EventType
 from app.domain.job import JobRecord, JobResult, Lease, Speedup
-from app.services.registry_hand_offs import configured_targets
+from app.services.registry_hand_offs import automatic_targets
 from app.services.removal import delete_objects
 from app.services.resources import Resources
 from intraslice_core.checkpoints.manifest import MANIFEST_SCHEMA_VERSION, program_versions
+from intraslice_core.reports.references import local_references, without_local_paths
+from intraslice_core.reports.schema import REPORT_FILE, CompressionReport
 
 _PASSES = 3
 """Times that every byte is counted: when it is hashed, when it is sent and when it is read back."""
@@ -53,6 +55,7 @@ def upload(
         PublicationError: if the store holds other bytes than the directory.
         StoreUnavailableError: if the store does not answer.
     """
+    _redact_report(directory)
     prefix = attempt_prefix(job, job.fencing_token)
     # The manifest of the job replaces the engine's.
     files_there = (path for path in directory.rglob("*") if path.is_file())
@@ -72,6 +75,16 @@ def upload(
     return files
 
 
+def _redact_report(directory: Path) -> None:
+    """Name models and texts in the report's file by their ends: it leaves this machine."""
+    file = directory / REPORT_FILE
+    if not file.is_file():
+        return
+    report = CompressionReport.model_validate_json(file.read_bytes())
+    content = without_local_paths(report.model_dump(mode="json"), local_references(report))
+    file.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
 def publish(
     resources: Resources, lease: Lease, files: list[ArtifactRecord], report: dict[str, Any]
 ) -> JobRecord:
@@ -87,7 +100,7 @@ def publish(
             raise LeaseLostError
         artifacts.insert_all(transaction, lease.job_id, files)
         layer_files.forget(transaction, lease.job_id)
-        registry_hand_offs.add(transaction, lease.job_id, configured_targets(resources.settings))
+        registry_hand_offs.add(transaction, lease.job_id, automatic_targets(resources.settings))
         events.append(
             transaction, lease.job_id, EventType.SUCCEEDED, result.model_dump(mode="json")
         )
@@ -201,13 +214,18 @@ def _sha256(file: Path, on_bytes: Callable[[int], None]) -> str:
 
 
 def _manifest(job: JobRecord, files: list[ArtifactRecord], report: dict[str, Any]) -> bytes:
+    settings = {
+        "model": job.model.model_dump(mode="json"),
+        "compression": job.compression.model_dump(mode="json"),
+        "evaluation": job.evaluation and job.evaluation.model_dump(mode="json"),
+    }
+    scored = job.evaluation.perplexity if job.evaluation else ()
+    texts = (*job.compression.seen_sources, *scored)
     manifest = {
         "schema_version": MANIFEST_SCHEMA_VERSION,
         "job_id": job.id,
         "attempt": job.attempt,
-        "model": job.model.model_dump(mode="json"),
-        "compression": job.compression.model_dump(mode="json"),
-        "evaluation": job.evaluation and job.evaluation.model_dump(mode="json"),
+        **without_local_paths(settings, (job.model.ref, *texts)),
         "licence": report.get("base_licence"),
         "base_fingerprint": report.get("base_fingerprint"),
         "calibration_hash": report.get("calibration_hash"),

@@ -15,27 +15,36 @@ from pathlib import Path
 
 from app.adapters.database import artifacts, jobs, registry_hand_offs
 from app.adapters.finished_checkpoints import read_facts
-from app.adapters.mlflow_registry import register_version
+from app.adapters.mlflow_registry import public_address, register_version
 from app.adapters.model_hub import push_checkpoint
 from app.domain.artifact import ArtifactRecord
 from app.domain.errors import (
     ArtifactNotFoundError,
+    ArtifactsExpiredError,
+    FieldProblem,
     HandOffError,
+    IllegalTransitionError,
+    InvalidRequestError,
     JobNotFoundError,
     ServiceError,
 )
+from app.domain.job import Job
+from app.domain.lifecycle import State
 from app.domain.principal import Principal
 from app.domain.registry_hand_off import (
     TRIES,
     CheckpointFacts,
     DueHandOff,
     HandedOff,
+    HandOff,
     HandOffList,
-    HandOffTarget,
+    HandOffPlace,
+    HandOffState,
     pause,
     registered_name,
 )
-from app.services.jobs import existing_job
+from app.domain.service import HandOffTarget
+from app.services.jobs import existing_job, locked_job
 from app.services.resources import Resources
 from app.settings import Settings
 from app.telemetry import get_logger, metrics
@@ -44,16 +53,27 @@ from intraslice_core.reports.schema import CompressionReport
 
 _LEASE = timedelta(minutes=2)
 _DIRECTORY = "hand-off"
+_HUB = "https://huggingface.co"
+_SETTINGS = {
+    HandOffTarget.MLFLOW: "INTRASLICE_HANDOFF_MLFLOW_URI",
+    HandOffTarget.HUB: "INTRASLICE_HANDOFF_HUB_NAMESPACE",
+}
+"""Variables without which there is no hand-off to a target."""
 _log = get_logger(__name__)
 
 
 def configured_targets(settings: Settings) -> tuple[HandOffTarget, ...]:
-    """Return the targets that every checkpoint of this deployment is handed off to."""
+    """Return the targets that this deployment has settings for."""
     chosen = {
         HandOffTarget.MLFLOW: settings.handoff_mlflow_uri,
         HandOffTarget.HUB: settings.handoff_hub_namespace,
     }
     return tuple(target for target, place in chosen.items() if place)
+
+
+def automatic_targets(settings: Settings) -> tuple[HandOffTarget, ...]:
+    """Return the targets that every checkpoint is handed off to when its job succeeds."""
+    return configured_targets(settings) if settings.handoff_automatic else ()
 
 
 def require_usable(settings: Settings) -> None:
@@ -69,14 +89,84 @@ def require_usable(settings: Settings) -> None:
 
 
 def list_hand_offs(resources: Resources, principal: Principal, job_id: str) -> HandOffList:
-    """Return the registry hand-offs of a job.
+    """Return the registry hand-offs of a job, and where it can be handed off.
 
     Raises:
         JobNotFoundError: also if the job is another project's.
     """
     with resources.database.transaction() as transaction:
         job = existing_job(transaction, principal, job_id)
-        return HandOffList(data=tuple(registry_hand_offs.of_job(transaction, job.id)))
+        rows = tuple(registry_hand_offs.of_job(transaction, job.id))
+    return HandOffList(data=rows, places=_places(resources.settings, job))
+
+
+def request_hand_off(
+    resources: Resources,
+    principal: Principal,
+    job_id: str,
+    target: HandOffTarget,
+    name: str | None,
+) -> HandOff:
+    """Let a worker hand off a job's checkpoint; repeating a pending request is harmless.
+
+    Args:
+        resources: settings and database.
+        principal: the caller.
+        job_id: a succeeded job.
+        target: registry or hub, which the deployment must have.
+        name: name there; None selects the deployment's.
+
+    Raises:
+        InvalidRequestError: if the deployment has no such target.
+        IllegalTransitionError: if the job has not succeeded, or another request is pending.
+        ArtifactsExpiredError: if the checkpoint has been removed.
+    """
+    with resources.database.transaction() as transaction:
+        job = locked_job(transaction, principal, job_id)
+        _require_configured(resources.settings, target)
+        if job.state is not State.SUCCEEDED:
+            raise IllegalTransitionError(f"The job is {job.state}; only a succeeded one has files")
+        if job.expired_at is not None:
+            raise ArtifactsExpiredError
+        for earlier in registry_hand_offs.of_job(transaction, job.id):
+            if earlier.target is target and earlier.state is HandOffState.PENDING:
+                if earlier.name == name:
+                    return earlier
+                raise IllegalTransitionError(f"A hand-off to {target} is pending; wait for its end")
+        return registry_hand_offs.request(transaction, job.id, target, name)
+
+
+def _require_configured(settings: Settings, target: HandOffTarget) -> None:
+    if target not in configured_targets(settings):
+        message = f"this service has no {target} server: its operator sets {_SETTINGS[target]}"
+        problem = FieldProblem(pointer="/target", code="not_configured", message=message)
+        raise InvalidRequestError("The target is not configured", fields=(problem,))
+
+
+def _places(settings: Settings, job: Job) -> tuple[HandOffPlace, ...]:
+    """Return the configured targets with the name that the job's checkpoint gets there."""
+    targets = configured_targets(settings)
+    if not targets:
+        return ()
+    config = job.compression
+    name = registered_name(
+        settings.handoff_name, model=job.model.ref, ratio=config.ratio, target=config.target
+    )
+    places = {
+        HandOffTarget.MLFLOW: HandOffPlace(
+            target=HandOffTarget.MLFLOW,
+            url=public_address(settings.handoff_mlflow_uri),
+            name=name,
+        ),
+        HandOffTarget.HUB: HandOffPlace(
+            target=HandOffTarget.HUB,
+            url=settings.handoff_hub_endpoint or _HUB,
+            namespace=settings.handoff_hub_namespace,
+            private=settings.handoff_hub_private,
+            name=name,
+        ),
+    }
+    return tuple(places[target] for target in targets)
 
 
 def claim_due(resources: Resources) -> DueHandOff | None:
@@ -89,7 +179,7 @@ def perform(resources: Resources, due: DueHandOff) -> None:
     """Attempt a hand-off and record its outcome."""
     try:
         with _renewed(resources, due), _checkpoint(resources, due) as directory:
-            done = _send(resources.settings, due.target, directory)
+            done = _send(resources.settings, due, directory)
     except (ArtifactNotFoundError, JobNotFoundError) as error:
         _fail(resources, due, error.message, again=False)
     except (ServiceError, IntraSliceError, OSError) as error:
@@ -101,10 +191,13 @@ def perform(resources: Resources, due: DueHandOff) -> None:
         _log.info("handed_off", job_id=due.job_id, target=due.target, reference=done.reference)
 
 
-def _send(settings: Settings, target: HandOffTarget, directory: Path) -> HandedOff:
+def _send(settings: Settings, due: DueHandOff, directory: Path) -> HandedOff:
+    if due.target not in configured_targets(settings):
+        # It was requested from an API server with other settings; another worker may have them.
+        raise HandOffError(f"this worker has no {due.target} server: set {_SETTINGS[due.target]}")
     facts, report = read_facts(directory)
-    name = _name(settings, report)
-    if target is HandOffTarget.MLFLOW:
+    name = due.name or _name(settings, report)
+    if due.target is HandOffTarget.MLFLOW:
         return register_version(directory, facts, uri=settings.handoff_mlflow_uri, name=name)
     return _push(settings, directory, facts, name)
 

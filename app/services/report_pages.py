@@ -76,6 +76,7 @@ def _facts(job: Job) -> JobFacts:
         finished_at=job.finished_at,
         expired_at=job.expired_at,
         attempt=job.attempt,
+        worked_seconds=job.worked_seconds,
         labels=job.labels,
         evaluation=job.evaluation,
     )

@@ -9,6 +9,7 @@ from intraslice_core.cost_model import (
     DenseModel,
     estimate,
     fine_tuning_bytes,
+    gpu_host_bytes,
     least_writing_bytes,
     plan_tournament,
     stage_bytes,
@@ -36,7 +37,7 @@ def required_cpu_bytes(admitted: AdmittedJob) -> int | None:
     return max(
         estimate(
             dense.geometry, dense.item_bytes, compression, admitted.evaluation, model_type
-        ).peak_memory_bytes
+        ).least_memory_bytes
         for compression in _candidates(admitted.compression, dense, dense.geometry)
     )
 
@@ -45,8 +46,8 @@ def required_gpu_bytes(admitted: AdmittedJob) -> int | None:
     """Return the GPU memory that the job needs; None for a model that only a worker can read.
 
     It is the largest of the cost model's device bytes: of the stages that hold one layer at a time,
-    of the dense model where it writes calibration text, and of fine-tuning. Evaluation and timing
-    are not counted: they take what is left.
+    with factorisations in place, of the dense model where it writes calibration text, and of
+    fine-tuning. Evaluation and timing are not counted: they take what is left.
     """
     dense = admitted.dense
     if dense is None or dense.geometry is None:
@@ -55,6 +56,28 @@ def required_gpu_bytes(admitted: AdmittedJob) -> int | None:
     return CONTEXT_BYTES + max(
         _largest_step(compression, dense, dense.geometry) for compression in candidates
     )
+
+
+def required_host_bytes(admitted: AdmittedJob) -> int | None:
+    """Return the host memory that the job needs beside a GPU; None as `required_gpu_bytes`.
+
+    Verification and evaluation are not counted: they are on the GPU where it is large enough.
+    """
+    dense = admitted.dense
+    if dense is None or dense.geometry is None:
+        return None
+    return max(
+        gpu_host_bytes(dense.geometry, compression, _item(compression, dense), dense.item_bytes)
+        for compression in _candidates(admitted.compression, dense, dense.geometry)
+    )
+
+
+def _item(compression: CompressionConfig, dense: DenseModel) -> int:
+    """Return the bytes per number in the compute dtype on a GPU.
+
+    There `auto` is the stored dtype; 8-bit weights are computed with in 16 bits.
+    """
+    return _DTYPE_BYTES.get(compression.dtype, max(dense.item_bytes, 2))
 
 
 def _candidates(
@@ -72,9 +95,8 @@ def _largest_step(
     compression: CompressionConfig, dense: DenseModel, geometry: ModelGeometry
 ) -> int:
     """Return the device bytes of the largest step of one method."""
-    # On a GPU `auto` is the stored dtype; 8-bit weights are computed with in 16 bits.
-    item = _DTYPE_BYTES.get(compression.dtype, max(dense.item_bytes, 2))
-    stages = stage_bytes(geometry, compression, item, dense.item_bytes)
+    item = _item(compression, dense)
+    stages = stage_bytes(geometry, compression, item, dense.item_bytes, in_place=True)
     steps = [stage.device for stage in stages.values()]
     # A batch takes what memory is free, so that a single sequence is what must fit.
     steps.append(least_writing_bytes(geometry, compression, item))

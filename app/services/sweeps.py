@@ -19,11 +19,10 @@ from app.domain.lifecycle import TERMINAL
 from app.domain.principal import Principal
 from app.domain.sweep import SweepDetails, SweepList, SweepRequest
 from app.domain.worker import RequiredMemory
-from app.services.admission import admit
 from app.services.jobs import cancel_job, enqueue_job, fingerprint
 from app.services.requirements import required_memory
 from app.services.resources import Resources
-from app.services.uploads import locator
+from app.services.upload_facts import admit_request
 from intraslice_core.reports.sweep import SweepChild
 
 _FIELDS = {"/compression/ratio": "ratios", "/compression/method": "methods"}
@@ -128,10 +127,10 @@ def _admit_all(
     """
     problems: dict[FieldProblem, None] = {}
     needed: list[RequiredMemory] = []
-    locate = locator(resources, principal.project_id)
     for child, request in zip(sweep.children, requests, strict=True):
         try:
-            needed.append(required_memory(admit(resources.settings, request, locate)))
+            admitted = admit_request(resources, principal.project_id, request)
+            needed.append(required_memory(admitted))
         except InvalidRequestError as error:
             problems |= dict.fromkeys(_placed(problem, sweep, child) for problem in error.fields)
     if problems:

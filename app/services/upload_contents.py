@@ -6,7 +6,8 @@ import hashlib
 import secrets
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
+from contextlib import closing
 from pathlib import Path
 
 from app.adapters.database import uploads
@@ -19,15 +20,25 @@ from app.domain.errors import (
     UploadNotFoundError,
 )
 from app.domain.job import JobRequest
-from app.domain.upload import REFERENCE, UploadError, UploadKind, UploadRecord, UploadState
+from app.domain.upload import (
+    REFERENCE,
+    TextColumns,
+    UploadError,
+    UploadKind,
+    UploadRecord,
+    UploadState,
+)
 from app.services.resources import Resources
+from app.services.text_contents import has_records, read_columns
 from app.services.uploads import discard
 from app.telemetry import get_logger
 from intraslice_core.checkpoints.inspection import MAX_HEADER_BYTES, inspect_model, require_within
-from intraslice_core.errors import ModelError
+from intraslice_core.errors import CalibrationSourceError, ModelError
 
 _LENGTH_BYTES = 8
 _WEIGHTS = ".safetensors"
+_TOKENIZERS = ("tokenizer", "vocab", "merges")
+"""Beginnings of the names of settings that do not describe the model."""
 _log = get_logger(__name__)
 
 
@@ -44,16 +55,22 @@ def verify(resources: Resources, upload_id: str) -> None:
     upload = _find(resources, upload_id)
     if upload is None or upload.state is not UploadState.VERIFYING:
         return
-    error = None
+    error: UploadError | None = None
+    columns: TextColumns | None = None
     try:
-        _check(resources, upload)
+        columns = _check(resources, upload)
     except _AbandonedError:
         return
-    except (UploadDamagedError, ArtifactNotFoundError, ModelError) as cause:
+    except (
+        UploadDamagedError,
+        ArtifactNotFoundError,
+        ModelError,
+        CalibrationSourceError,
+    ) as cause:
         error = UploadError(code=cause.code, message=cause.message)
     days = resources.settings.upload_days
     with resources.database.transaction() as transaction:
-        ended = uploads.end_check(transaction, upload_id, error, lifetime(days))
+        ended = uploads.end_check(transaction, upload_id, error, lifetime(days), columns)
     if ended and error is not None:
         _discard_refused(resources, upload)
     _log.info("upload_checked", upload_id=upload_id, refused=error and error.code)
@@ -98,6 +115,17 @@ def fetch(
             ) from error
 
 
+def write_skeleton(resources: Resources, upload: UploadRecord, directory: Path) -> None:
+    """Write settings and headers of a ready model, with holes where its weights are.
+
+    Tokenizers are left out. Nothing is verified again, and only the beginnings of files are read.
+    """
+    for index, file in enumerate(upload.files):
+        is_settings = file.name.endswith(".json") and not file.name.startswith(_TOKENIZERS)
+        if file.name.endswith(_WEIGHTS) or is_settings:
+            _copy_beginning(resources, upload, index, directory / file.name)
+
+
 def remove_stale(resources: Resources) -> None:
     """Remove assembled uploads from this machine that have been deleted."""
     place = resources.uploads_dir
@@ -114,7 +142,9 @@ def remove_stale(resources: Resources) -> None:
         shutil.rmtree(place / name, ignore_errors=True)
 
 
-def _check(resources: Resources, upload: UploadRecord) -> None:
+def _check(resources: Resources, upload: UploadRecord) -> TextColumns | None:
+    """Verify the files; return the fields of a text with records."""
+
     def go_on() -> None:
         with resources.database.transaction() as transaction:
             if not uploads.touch(transaction, upload.id):
@@ -126,10 +156,13 @@ def _check(resources: Resources, upload: UploadRecord) -> None:
         for index, file in enumerate(upload.files):
             keep = _LENGTH_BYTES + MAX_HEADER_BYTES if file.name.endswith(_WEIGHTS) else file.bytes
             if upload.kind is UploadKind.TEXT:
-                keep = 0
+                keep = file.bytes if has_records(file.name) else 0
             _copy(resources, upload, index, skeleton / file.name, keep, go_on)
         if upload.kind is UploadKind.MODEL:
             require_within(inspect_model(skeleton), resources.settings.model_limits)
+        elif has_records(upload.files[0].name):
+            return read_columns(skeleton / upload.files[0].name, go_on)
+    return None
 
 
 def _assemble(
@@ -147,6 +180,25 @@ def _assemble(
             partial.replace(place)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def _copy_beginning(resources: Resources, upload: UploadRecord, index: int, target: Path) -> None:
+    """Copy a file up to the end of its header, and extend the copy sparsely; settings whole."""
+    keep, size = _LENGTH_BYTES + MAX_HEADER_BYTES, 0
+    is_weights = target.name.endswith(_WEIGHTS)
+    with (
+        target.open("wb") as file,
+        closing(_chunks(resources, upload, index, lambda: None)) as chunks,
+    ):
+        for chunk in chunks:
+            if is_weights and size == 0:
+                length = int.from_bytes(chunk[:_LENGTH_BYTES], "little")
+                keep = min(keep, _LENGTH_BYTES + length)
+            file.write(chunk[: keep - size])
+            size += len(chunk)
+            if size >= keep:
+                break
+        file.truncate(upload.files[index].bytes)
 
 
 def _copy(  # from where, what, to where, how much of it
@@ -172,7 +224,7 @@ def _copy(  # from where, what, to where, how much of it
 
 def _chunks(
     resources: Resources, upload: UploadRecord, index: int, before_part: Callable[[], None]
-) -> Iterator[bytes]:
+) -> Generator[bytes, None, None]:
     for part in upload.parts(index):
         before_part()
         yield from resources.store.chunks(part.key)

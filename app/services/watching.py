@@ -5,7 +5,8 @@
 
 The one asynchronous service, because a thread for each watcher would be too many. A notification
 only says where to look. While none can be heard, every watched job is looked at every
-`watch_poll_seconds`, and once they are heard again all are looked at, for what was missed.
+`watch_poll_seconds`, and once they are heard again all are looked at, for what was missed. Queued
+jobs are always looked at so often: other jobs change their place in the queue.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from types import TracebackType
 
-from app.adapters.database import events, jobs
+from app.adapters.database import jobs, log_lines
 from app.adapters.database.notifications import listen
 from app.domain.errors import (
     OUTAGE_ERRORS,
@@ -30,6 +31,8 @@ from app.domain.errors import (
 from app.domain.events import Event
 from app.domain.identifiers import is_job_id
 from app.domain.job import JobRecord
+from app.domain.job_log import MOST_LINES, Entry, LogLine
+from app.domain.lifecycle import State
 from app.domain.principal import Principal
 from app.services.resources import Resources
 from app.telemetry import get_logger
@@ -47,24 +50,25 @@ class Look:
     """Result of one reading; without a job if it was deleted."""
 
     job: JobRecord | None
-    events: list[Event]
+    entries: list[Entry]
+    """Events and log lines, in the order of their sequence numbers."""
 
 
 def look(resources: Resources, job_id: str, after: int | None) -> Look:
-    """Read a job, and its log beyond `after` if that is wanted.
+    """Read a job, and its events and log lines beyond `after` if they are wanted.
 
     The job comes first: an end that it shows is in the log that is read after it.
     """
-    log: list[Event] = []
+    log: list[Entry] = []
     with resources.database.transaction() as transaction:
         job = jobs.find(transaction, job_id)
         more = job is not None and after is not None
         while more:
             since = log[-1].sequence if log else after or 0
-            page = events.following(transaction, job_id, after=since, limit=_PAGE)
+            page = log_lines.entries(transaction, job_id, after=since, limit=_PAGE)
             log += page
             more = len(page) == _PAGE
-    return Look(job=job, events=log)
+    return Look(job=job, entries=log)
 
 
 class WatchedJob:
@@ -81,7 +85,7 @@ class WatchedJob:
         self._job_id = job_id
         self._read = read
         self._job: JobRecord | None = None
-        self._log: list[Event] | None = None
+        self._log: list[Entry] | None = None
         self._changed = asyncio.Event()
         self._wanted: asyncio.Future[Exception | None] | None = None
         self._reading: asyncio.Task[None] | None = None
@@ -107,10 +111,19 @@ class WatchedJob:
         if self._log is None:
             self._log = []
 
+    def entries_after(self, sequence: int) -> list[Entry]:
+        """Return the events and log lines that were read with a higher sequence number."""
+        log = self._log or []
+        return log[bisect_right(log, sequence, key=lambda entry: entry.sequence) :]
+
     def events_after(self, sequence: int) -> list[Event]:
         """Return the events that were read with a higher sequence number."""
-        log = self._log or []
-        return log[bisect_right(log, sequence, key=lambda event: event.sequence) :]
+        return [entry for entry in self.entries_after(sequence) if isinstance(entry, Event)]
+
+    @property
+    def is_queued(self) -> bool:
+        """True if other jobs, which notify others, change the job's place in the queue."""
+        return self._job is not None and self._job.state is State.QUEUED
 
     async def changed_since(self, version: int) -> None:
         """Return once there is another version, or none will follow."""
@@ -163,10 +176,10 @@ class WatchedJob:
             self.missed = True
             return error
         self.missed = False
-        if seen.job != self._job or seen.events:
+        if seen.job != self._job or seen.entries:
             self._job = seen.job
             if self._log is not None:
-                self._log += seen.events
+                self._log = _bounded(self._log + seen.entries)
             self.version += 1
             self._wake()
         return None
@@ -174,6 +187,16 @@ class WatchedJob:
     def _wake(self) -> None:
         self._changed.set()
         self._changed = asyncio.Event()
+
+
+def _bounded(log: list[Entry]) -> list[Entry]:
+    """Return the log without its oldest lines, beyond as many as the database stores."""
+    excess = sum(isinstance(entry, LogLine) for entry in log) - MOST_LINES
+    if excess <= 0:
+        return log
+    lines = [entry.sequence for entry in log if isinstance(entry, LogLine)]
+    oldest = lines[excess]
+    return [entry for entry in log if isinstance(entry, Event) or entry.sequence >= oldest]
 
 
 class Watching:
@@ -277,11 +300,11 @@ class Watching:
             watched.want_reading()
 
     async def _poll(self) -> None:
-        """Read jobs again after missed notifications and failed readings."""
+        """Read jobs again after missed notifications and failed readings, and queued jobs."""
         while True:
             await asyncio.sleep(self._resources.settings.watch_poll_seconds)
             for watched in list(self._jobs.values()):
-                if watched.missed or not self.hearing:
+                if watched.missed or not self.hearing or watched.is_queued:
                     # One after the other, so that polling does not overload a slow database.
                     with suppress(ServiceError):
                         await watched.refresh()

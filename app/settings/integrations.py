@@ -32,6 +32,10 @@ class IntegrationSettings(SettingsGroup):
         default="{model}-{ratio}-{target}",
         description="Name of registered models (template; default {model}-{ratio}-{target})",
     )
+    handoff_automatic: bool = Field(
+        default=True,
+        description="Hand off every result, not only on request (true or false; default true)",
+    )
     handoff_mlflow_uri: str = Field(
         default="",
         description="URI of the MLflow server that registers results (default none)",

@@ -18,6 +18,7 @@ from app.settings.access import AccessSettings
 from app.settings.base import PREFIX, RENAMED
 from app.settings.integrations import IntegrationSettings
 from app.settings.limits import LimitSettings
+from app.settings.playground import PlaygroundSettings
 from app.settings.store_endpoints import check_public_endpoint, public_origin
 from app.settings.work import WorkSettings
 from intraslice_core.config import ModelLimits
@@ -25,7 +26,9 @@ from intraslice_core.config import ModelLimits
 _TRACES = "/v1/traces"
 
 
-class Settings(AccessSettings, LimitSettings, WorkSettings, IntegrationSettings):
+class Settings(
+    AccessSettings, LimitSettings, WorkSettings, PlaygroundSettings, IntegrationSettings
+):
     """Settings from `INTRASLICE_*` variables; lists are plain text or JSON."""
 
     @field_validator("data_dir")

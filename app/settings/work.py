@@ -32,6 +32,12 @@ class WorkSettings(SettingsGroup):
         ge=0,
         description="Engine process: time from SIGTERM to SIGKILL (seconds, >= 0; default 5)",
     )
+    pause_seconds: float = Field(
+        default=60.0,
+        ge=0,
+        description="Engine process: time to reach the next layer, step or batch from which a "
+        "paused job resumes (seconds, >= 0; default 60)",
+    )
     shared_statistics_max_bytes: int = Field(
         default=8 * 2**30,
         ge=0,

@@ -14,11 +14,11 @@ from typing import Any, Literal
 
 import structlog
 
+from app.telemetry.redaction import HIDDEN
 from app.telemetry.traces import current_trace_id
 
 LogFormat = Literal["json", "console"]
 
-_HIDDEN = "[secret]"
 _VERBOSE_LIBRARIES = ("uvicorn",)
 """Libraries that log at the configured level; all others only log warnings."""
 
@@ -90,7 +90,7 @@ def _redact(secrets: Iterable[str]) -> _Processor:
     def hide(_logger: Any, _method: str, line: Any) -> str:
         text = str(line)
         for form in forms:
-            text = text.replace(form, _HIDDEN)
+            text = text.replace(form, HIDDEN)
         return text
 
     return hide

@@ -36,7 +36,7 @@ QUEUE_WAIT_SECONDS = Histogram(
 )
 JOB_SECONDS = Histogram(
     "intraslice_job_seconds",
-    "Time from a job's first claim to its end (seconds), by final state.",
+    "Time for which workers ran a job, without queue and pauses (seconds), by final state.",
     ["state"],
     buckets=_LONG_BUCKETS,
 )
@@ -71,6 +71,14 @@ JOBS_EXPIRED = Counter(
 ORPHANS_REMOVED = Counter(
     "intraslice_orphans_removed", "Objects without an owner removed from the artifact store."
 )
+GENERATIONS = Counter(
+    "intraslice_generations", "Generations of the playground that ended, by final state.", ["state"]
+)
+GENERATION_SECONDS = Histogram(
+    "intraslice_generation_seconds",
+    "Time from the claim of a generation to its end (seconds).",
+    buckets=_LONG_BUCKETS,
+)
 HAND_OFF_TRIES = Counter(
     "intraslice_hand_off_tries",
     "Attempts to hand a checkpoint off to a registry or hub, by outcome.",
@@ -91,5 +99,6 @@ OUTBOX_MESSAGES = "intraslice_outbox_messages"
 OUTBOX_OLDEST_SECONDS = "intraslice_outbox_oldest_seconds"
 WEBHOOKS_ON_PREVIOUS_KEY = "intraslice_webhooks_on_previous_key"
 JOBS_WAITING = "intraslice_jobs_waiting"
+GENERATIONS_LIVE = "intraslice_generations_live"
 DEVICES = "intraslice_devices"
 DATABASE_UP = "intraslice_database_up"

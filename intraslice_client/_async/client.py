@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from types import TracebackType
+from typing import Literal
 
 import httpx
 
 from intraslice_client import _bodies as bodies
 from intraslice_client._async.downloads import AsyncDownloads
+from intraslice_client._async.generations import AsyncGenerations
 from intraslice_client._async.jobs import AsyncJobs
 from intraslice_client._async.keys import AsyncKeys
 from intraslice_client._async.sweeps import AsyncSweeps
 from intraslice_client._async.transport import AsyncTransport
 from intraslice_client._async.uploads import AsyncUploads
 from intraslice_client._async.webhooks import AsyncWebhooks
+from intraslice_client._requests import without_none
 
 TIMEOUT_SECONDS = 60.0
 """Longer than a long poll, and than the pause between heartbeats of an event stream."""
@@ -48,6 +52,7 @@ class AsyncClient:
         )
         self._transport = AsyncTransport(self._http, patience)
         self.jobs = AsyncJobs(self._transport, AsyncDownloads(self._transport))
+        self.generations = AsyncGenerations(self._transport)
         self.sweeps = AsyncSweeps(self._transport)
         self.uploads = AsyncUploads(self._transport)
         self.webhooks = AsyncWebhooks(self._transport)
@@ -68,9 +73,62 @@ class AsyncClient:
         """Close all connections."""
         await self._http.aclose()
 
+    async def generate(
+        self,
+        job_id: str,
+        prompt: str,
+        *,
+        max_new_tokens: int | None = None,
+        temperature: float | None = None,
+        seed: int | None = None,
+        models: Sequence[Literal["dense", "compressed"]] | None = None,
+        timeout: float | None = None,
+    ) -> bodies.Generation:
+        """Send a prompt to the models of a succeeded job, and return both answers.
+
+        The service must have its playground on.
+
+        Args:
+            job_id: id of the job.
+            prompt: text to continue.
+            max_new_tokens: largest number of tokens of each answer; None: 64.
+            temperature: temperature of sampling; None takes the most likely token each time.
+            seed: seed of sampling; None: 0.
+            models: models to ask; None asks both.
+            timeout: limit in seconds; None waits without limit.
+
+        Raises:
+            GenerationNotDoneError: if the generation failed or was cancelled.
+            TimeoutError: if there is no answer after `timeout` seconds.
+        """
+        generation = await self.generations.create(
+            job_id,
+            prompt,
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            seed=seed,
+            models=models,
+        )
+        return await self.generations.wait(job_id, generation.id, timeout=timeout)
+
     async def models(self) -> bodies.ModelList:
         """List the models that the service can compress, and recently compressed ones."""
         return await self._transport.fetch(bodies.ModelList, "GET", "/v1/models")
+
+    async def server_paths(
+        self, use: Literal["model", "data"] = "model", path: str | None = None
+    ) -> tuple[bodies.PathEntry, ...]:
+        """List one level of the directories of the server that jobs may name.
+
+        Args:
+            use: what the paths are for.
+            path: directory to list; None lists the allowed ones.
+        """
+        query = without_none(use=use, path=path)
+        entries: list[bodies.PathEntry] = []
+        async for page in self._transport.pages(bodies.PathList, "/v1/server-paths", query):
+            entries += page.data
+        return tuple(entries)
 
     async def compare(self, *job_ids: str) -> bodies.Comparison:
         """Compare the settings and results of 2 to 20 jobs."""

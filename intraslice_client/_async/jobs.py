@@ -8,6 +8,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import httpx
 from httpx_sse import aconnect_sse
@@ -15,6 +16,7 @@ from httpx_sse import aconnect_sse
 from app.domain.artifact import Artifact, ArtifactList, ReportLink
 from app.domain.events import ENDS, LIVE, Event, EventList, JobLive
 from app.domain.job import Job, JobList
+from app.domain.job_log import LOG, LogLevel, LogLine, LogLineList
 from app.domain.lifecycle import TERMINAL, State
 from app.domain.model_source import ModelSource
 from intraslice_client import _bodies as bodies
@@ -111,6 +113,25 @@ class AsyncJobs:
             for job in page.data:
                 yield job
 
+    async def edit(
+        self,
+        job_id: str,
+        *,
+        name: str | None = None,
+        labels: Mapping[str, str | None] | None = None,
+    ) -> Job:
+        """Change the name and the labels of a job, in any state.
+
+        Args:
+            job_id: id of the job.
+            name: new name; None keeps it.
+            labels: labels to set; None as a value removes the label. Others stay.
+        """
+        body = without_none(name=name) | ({"labels": dict(labels)} if labels else {})
+        return await self._transport.fetch(
+            Job, "PATCH", f"/v1/jobs/{job_id}", json=body, idempotent=True
+        )
+
     async def cancel(self, job_id: str) -> Job:
         """Cancel a job; a running job stops within a few seconds."""
         return await self._act(job_id, "cancel", idempotent=True)
@@ -154,6 +175,36 @@ class AsyncJobs:
                 return
             after = page.data[-1].sequence
 
+    async def logs(
+        self,
+        job_id: str,
+        *,
+        after: int = 0,
+        level: LogLevel = LogLevel.DEBUG,
+        follow: bool = False,
+    ) -> AsyncIterator[LogLine]:
+        """Yield the stored log lines of a job's engine process, oldest first.
+
+        Args:
+            job_id: id of the job.
+            after: sequence number of the last known line.
+            level: least severe level to yield.
+            follow: continue with new lines until the job ends.
+        """
+        path = f"/v1/jobs/{job_id}/logs"
+        has_more = True
+        while has_more:
+            query = {"after": after, "level": level.value}
+            page = await self._transport.fetch(LogLineList, "GET", path, params=query)
+            has_more = page.has_more
+            for line in page.data:
+                after = line.sequence
+                yield line
+        if follow:
+            async for message in self._follow(job_id, after, logs=True):
+                if isinstance(message, LogLine) and message.level in level.and_above():
+                    yield message
+
     async def report(self, job_id: str) -> bodies.CompressionReport:
         """Return the compression report of a succeeded job."""
         return await self._transport.fetch(
@@ -184,6 +235,24 @@ class AsyncJobs:
         """List the registry hand-offs of a job's checkpoint with their states."""
         path = f"/v1/jobs/{job_id}/hand-offs"
         return tuple((await self._transport.fetch(bodies.HandOffList, "GET", path)).data)
+
+    async def hand_off(
+        self, job_id: str, target: Literal["hub", "mlflow"], *, name: str | None = None
+    ) -> bodies.HandOff:
+        """Let the service hand off a succeeded job's checkpoint to a registry or hub.
+
+        Args:
+            job_id: id of the job.
+            target: registry or hub, which the service must have.
+            name: name of the repository or registered model; None selects the service's.
+        """
+        return await self._transport.fetch(
+            bodies.HandOff,
+            "POST",
+            f"/v1/jobs/{job_id}/hand-offs",
+            json={"target": target, "name": name},
+            idempotent=True,
+        )
 
     async def artifacts(self, job_id: str) -> tuple[Artifact, ...]:
         """List the published files of a job, with URLs that need no API key until they expire."""
@@ -270,25 +339,37 @@ class AsyncJobs:
             ApiError: if the service responds with an error.
             UnreachableError: if the service is unreachable for longer than `patience`.
         """
+        async for message in self._follow(job_id, after, logs=False):
+            if not isinstance(message, LogLine):
+                yield message
+
+    async def _follow(
+        self, job_id: str, after: int, *, logs: bool
+    ) -> AsyncIterator[Event | JobLive | LogLine]:
+        """Yield what follows a sequence number until the job ends, over any lost connections."""
         backoff = Backoff(self._transport.patience)
-        while True:
+        has_ended = False
+        while not has_ended:
             outcome: httpx.Response | httpx.TransportError | None = None
             try:
-                async for message in self._stream(job_id, after):
+                async for message in self._stream(job_id, after, logs=logs):
                     backoff.reset()
                     if message is None:
                         return
-                    if not isinstance(message, Event | JobLive):
+                    if not isinstance(message, Event | JobLive | LogLine):
                         outcome = message
                         break
                     yield message
-                    if isinstance(message, Event):
+                    if not isinstance(message, JobLive):
                         after = message.sequence
-                        if message.type in ENDS:
-                            return
+                    if isinstance(message, Event):
+                        # Another attempt may follow the end of an earlier one.
+                        has_ended = message.type in ENDS
             except httpx.TransportError as error:
                 outcome = error
-            await self._delay_reconnect(outcome, backoff)
+            if outcome is not None or not has_ended:
+                has_ended = False
+                await self._delay_reconnect(outcome, backoff)
 
     async def _delay_reconnect(
         self, outcome: httpx.Response | httpx.TransportError | None, backoff: Backoff
@@ -300,11 +381,14 @@ class AsyncJobs:
         await self._transport.delay_retry(outcome, backoff, may_retry(outcome, idempotent=True))
 
     async def _stream(
-        self, job_id: str, after: int
-    ) -> AsyncIterator[Event | JobLive | httpx.Response | None]:
+        self, job_id: str, after: int, *, logs: bool
+    ) -> AsyncIterator[Event | JobLive | LogLine | httpx.Response | None]:
         """Yield the messages of one connection; None ends the log, a response is an error."""
         path, headers = f"/v1/jobs/{job_id}/events/stream", {"Last-Event-ID": str(after)}
-        async with aconnect_sse(self._transport.http, "GET", path, headers=headers) as source:
+        query = {"logs": "true"} if logs else {}
+        async with aconnect_sse(
+            self._transport.http, "GET", path, headers=headers, params=query
+        ) as source:
             response = source.response
             if response.is_error:
                 await response.aread()
@@ -318,5 +402,7 @@ class AsyncJobs:
                         continue
                     if message.event == LIVE:
                         yield JobLive.model_validate_json(message.data)
+                    elif message.event == LOG:
+                        yield LogLine.model_validate_json(message.data)
                     else:
                         yield Event.model_validate_json(message.data)

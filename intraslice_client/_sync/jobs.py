@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import httpx
 from httpx_sse import connect_sse
@@ -14,6 +15,7 @@ from httpx_sse import connect_sse
 from app.domain.artifact import Artifact, ArtifactList, ReportLink
 from app.domain.events import ENDS, LIVE, Event, EventList, JobLive
 from app.domain.job import Job, JobList
+from app.domain.job_log import LOG, LogLevel, LogLine, LogLineList
 from app.domain.lifecycle import TERMINAL, State
 from app.domain.model_source import ModelSource
 from intraslice_client import _bodies as bodies
@@ -109,6 +111,23 @@ class Jobs:
         for page in self._transport.pages(JobList, "/v1/jobs", query):
             yield from page.data
 
+    def edit(
+        self,
+        job_id: str,
+        *,
+        name: str | None = None,
+        labels: Mapping[str, str | None] | None = None,
+    ) -> Job:
+        """Change the name and the labels of a job, in any state.
+
+        Args:
+            job_id: id of the job.
+            name: new name; None keeps it.
+            labels: labels to set; None as a value removes the label. Others stay.
+        """
+        body = without_none(name=name) | ({"labels": dict(labels)} if labels else {})
+        return self._transport.fetch(Job, "PATCH", f"/v1/jobs/{job_id}", json=body, idempotent=True)
+
     def cancel(self, job_id: str) -> Job:
         """Cancel a job; a running job stops within a few seconds."""
         return self._act(job_id, "cancel", idempotent=True)
@@ -151,6 +170,36 @@ class Jobs:
                 return
             after = page.data[-1].sequence
 
+    def logs(
+        self,
+        job_id: str,
+        *,
+        after: int = 0,
+        level: LogLevel = LogLevel.DEBUG,
+        follow: bool = False,
+    ) -> Iterator[LogLine]:
+        """Yield the stored log lines of a job's engine process, oldest first.
+
+        Args:
+            job_id: id of the job.
+            after: sequence number of the last known line.
+            level: least severe level to yield.
+            follow: continue with new lines until the job ends.
+        """
+        path = f"/v1/jobs/{job_id}/logs"
+        has_more = True
+        while has_more:
+            query = {"after": after, "level": level.value}
+            page = self._transport.fetch(LogLineList, "GET", path, params=query)
+            has_more = page.has_more
+            for line in page.data:
+                after = line.sequence
+                yield line
+        if follow:
+            for message in self._follow(job_id, after, logs=True):
+                if isinstance(message, LogLine) and message.level in level.and_above():
+                    yield message
+
     def report(self, job_id: str) -> bodies.CompressionReport:
         """Return the compression report of a succeeded job."""
         return self._transport.fetch(bodies.CompressionReport, "GET", f"/v1/jobs/{job_id}/report")
@@ -179,6 +228,24 @@ class Jobs:
         """List the registry hand-offs of a job's checkpoint with their states."""
         path = f"/v1/jobs/{job_id}/hand-offs"
         return tuple((self._transport.fetch(bodies.HandOffList, "GET", path)).data)
+
+    def hand_off(
+        self, job_id: str, target: Literal["hub", "mlflow"], *, name: str | None = None
+    ) -> bodies.HandOff:
+        """Let the service hand off a succeeded job's checkpoint to a registry or hub.
+
+        Args:
+            job_id: id of the job.
+            target: registry or hub, which the service must have.
+            name: name of the repository or registered model; None selects the service's.
+        """
+        return self._transport.fetch(
+            bodies.HandOff,
+            "POST",
+            f"/v1/jobs/{job_id}/hand-offs",
+            json={"target": target, "name": name},
+            idempotent=True,
+        )
 
     def artifacts(self, job_id: str) -> tuple[Artifact, ...]:
         """List the published files of a job, with URLs that need no API key until they expire."""
@@ -265,25 +332,37 @@ class Jobs:
             ApiError: if the service responds with an error.
             UnreachableError: if the service is unreachable for longer than `patience`.
         """
+        for message in self._follow(job_id, after, logs=False):
+            if not isinstance(message, LogLine):
+                yield message
+
+    def _follow(
+        self, job_id: str, after: int, *, logs: bool
+    ) -> Iterator[Event | JobLive | LogLine]:
+        """Yield what follows a sequence number until the job ends, over any lost connections."""
         backoff = Backoff(self._transport.patience)
-        while True:
+        has_ended = False
+        while not has_ended:
             outcome: httpx.Response | httpx.TransportError | None = None
             try:
-                for message in self._stream(job_id, after):
+                for message in self._stream(job_id, after, logs=logs):
                     backoff.reset()
                     if message is None:
                         return
-                    if not isinstance(message, Event | JobLive):
+                    if not isinstance(message, Event | JobLive | LogLine):
                         outcome = message
                         break
                     yield message
-                    if isinstance(message, Event):
+                    if not isinstance(message, JobLive):
                         after = message.sequence
-                        if message.type in ENDS:
-                            return
+                    if isinstance(message, Event):
+                        # Another attempt may follow the end of an earlier one.
+                        has_ended = message.type in ENDS
             except httpx.TransportError as error:
                 outcome = error
-            self._delay_reconnect(outcome, backoff)
+            if outcome is not None or not has_ended:
+                has_ended = False
+                self._delay_reconnect(outcome, backoff)
 
     def _delay_reconnect(
         self, outcome: httpx.Response | httpx.TransportError | None, backoff: Backoff
@@ -294,10 +373,15 @@ class Jobs:
             return
         self._transport.delay_retry(outcome, backoff, may_retry(outcome, idempotent=True))
 
-    def _stream(self, job_id: str, after: int) -> Iterator[Event | JobLive | httpx.Response | None]:
+    def _stream(
+        self, job_id: str, after: int, *, logs: bool
+    ) -> Iterator[Event | JobLive | LogLine | httpx.Response | None]:
         """Yield the messages of one connection; None ends the log, a response is an error."""
         path, headers = f"/v1/jobs/{job_id}/events/stream", {"Last-Event-ID": str(after)}
-        with connect_sse(self._transport.http, "GET", path, headers=headers) as source:
+        query = {"logs": "true"} if logs else {}
+        with connect_sse(
+            self._transport.http, "GET", path, headers=headers, params=query
+        ) as source:
             response = source.response
             if response.is_error:
                 response.read()
@@ -311,5 +395,7 @@ class Jobs:
                         continue
                     if message.event == LIVE:
                         yield JobLive.model_validate_json(message.data)
+                    elif message.event == LOG:
+                        yield LogLine.model_validate_json(message.data)
                     else:
                         yield Event.model_validate_json(message.data)

@@ -19,6 +19,7 @@ from intraslice_core.allocation.solution_path import (
 )
 from intraslice_core.calibration import calibration_hash
 from intraslice_core.config import MaskTrainingConfig
+from intraslice_core.errors import CompressionCancelledError
 from intraslice_core.files import atomic_file
 from intraslice_core.plan import ModelPlan
 from intraslice_core.ranks import MAIN
@@ -194,7 +195,12 @@ def _train(
         if state.step:
             save(at_once=False)
         done = done_before + (1.0 - done_before) * state.fraction(config)
-        context.before_batch(done, f"training masks, step {state.step + 1}")
+        try:
+            context.before_batch(done, f"training masks, step {state.step + 1}")
+        except CompressionCancelledError:
+            if state.step:
+                save(at_once=True)
+            raise
 
     if not state.is_finished(tokens.shape[1], config):
         train_path(

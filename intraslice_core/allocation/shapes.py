@@ -38,6 +38,7 @@ from intraslice_core.allocation.influence_shapes import influence_shapes
 from intraslice_core.allocation.judge import HeldOutDivergence, difference
 from intraslice_core.allocation.layer_shapes import layer_shapes
 from intraslice_core.allocation.path_shapes import path_shapes, unit_order
+from intraslice_core.allocation.plan_comparison import compare_plans
 from intraslice_core.allocation.search import (
     CANDIDATES,
     SearchResult,
@@ -431,12 +432,8 @@ def _report_trials(context: AllocationContext, done: float) -> None:
 def _divergences(
     context: AllocationContext, trials: TrialCompression, plans: Sequence[ModelPlan]
 ) -> tuple[HeldOutDivergence, ...]:
-    """Return the divergences of trial compressions from the dense model."""
-    return context.batch.repeat(
-        lambda size: replace(trials, batch_size=size).divergences(
-            plans, partial(_report_trials, context)
-        )
-    )
+    """Return the divergences of trial compressions from the dense model, saved or measured."""
+    return compare_plans(context, trials, plans, partial(_report_trials, context))
 
 
 def _rival_plan(context: AllocationContext) -> ModelPlan | None:

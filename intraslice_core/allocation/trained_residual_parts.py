@@ -17,7 +17,7 @@ from intraslice_core.allocation.context import AllocationContext, Shapes, alloca
 from intraslice_core.allocation.uniform import require_budget
 from intraslice_core.calibration import calibration_hash
 from intraslice_core.config import MaskTrainingConfig
-from intraslice_core.errors import BudgetOutOfReachError
+from intraslice_core.errors import BudgetOutOfReachError, CompressionCancelledError
 from intraslice_core.files import atomic_file
 from intraslice_core.methods import resolve_allocator
 from intraslice_core.plan import LayerPlan, ModelGeometry, ModelPlan, ResidualParts
@@ -237,7 +237,12 @@ def _train(
         if training.progress.step:
             save(at_once=False)
         message = f"training the hypernetwork, step {training.progress.step + 1}"
-        context.before_batch(training.progress.fraction(config), message)
+        try:
+            context.before_batch(training.progress.fraction(config), message)
+        except CompressionCancelledError:
+            if training.progress.step:
+                save(at_once=True)
+            raise
 
     if not training.progress.is_finished(tokens.shape[1], config):
         training.run(

@@ -4,7 +4,8 @@ The peak is reached in one of these situations:
 
 - Compression of a layer: its weights, those of the next one, which is read meanwhile, the Gram and
   cross moments of the wider module and their factors, a batch of activations, and the hidden states
-  of all calibration sequences (twice where the method targets the dense hidden states).
+  of all calibration sequences (twice where the method targets the dense hidden states). Where
+  memory is short, factors take the memory of one Gram matrix at a time (`blocked`).
 - Sensitivity measurement: the hidden states of some sequences before all layers, or those of the
   measured sequences and of all trial cuts.
 - Fine-tuning: the compressed model, its teacher if it has one, and the graph of one batch.
@@ -31,7 +32,7 @@ from intraslice_core.cost_model.work import (
     EstimatorSequences,
     trial_layers,
 )
-from intraslice_core.methods import METHODS
+from intraslice_core.methods import METHODS, CompressionMethod
 from intraslice_core.plan import ModelGeometry, dense_parameters
 from intraslice_core.text_sources import WRITTEN
 from intraslice_core.writing import CPU_CACHE_BYTES, CPU_SEQUENCES, batch_size, sequences_at_once
@@ -42,7 +43,14 @@ PROCESS_BYTES = 600 * 2**20
 _FLOAT64_BYTES = 8
 """Bytes of a number in moments and factorisations."""
 _GRAMS = 6
-"""Gram matrices held at once in the sensitivity measurement, with factor and inverse."""
+"""Gram matrices held at once while a module is fitted: of both parts of the calibration, damped of
+each, a factor, and the copy that a solution takes. The sensitivity measurement holds fewer."""
+_GRAMS_IN_PLACE = 3
+"""Gram matrices held at once where they are factorised in place: two, and the factor of one. The
+two are of both parts of the calibration or, for trial cuts, of the dense layer as it is and in
+order of removal."""
+_PANELS_HELD = 3
+"""Panels held at once as work space of a factorisation in place."""
 _CROSSES = 9
 """Cross moments held at once: cross, residual and correction of fit and held-out sequences, fitted,
 copied, solved."""
@@ -60,7 +68,8 @@ KEPT_INNER_BYTES = 48 * 2**20
 """Inner activations of the sliced attention that are kept until its refit, at most."""
 LOGITS_AT_ONCE = 2**23
 """Logits held at once in fine-tuning, in numbers."""
-# The evaluation's own values, repeated here because its modules import torch; a test compares them.
+# The engine's own values, repeated here because its modules import torch; a test compares them.
+IN_PLACE_WIDTH, PANELS = 1024, 16
 DENSE_LOGITS = 2**22
 EVALUATION_LOGITS = 2**24
 EVALUATION_TOKENS = 4096
@@ -80,6 +89,7 @@ def peak_memory(
     item_bytes: int,
     compression: CompressionConfig,
     evaluation: EvaluationConfig | None,
+    in_place: bool = False,
 ) -> int:
     """Estimate the peak memory of a job on a CPU, in bytes.
 
@@ -92,10 +102,11 @@ def peak_memory(
         item_bytes: bytes per stored weight.
         compression: settings of the compression.
         evaluation: settings of the evaluation; None without one.
+        in_place: factorise wide moments in place.
     """
     # `auto` is float32 on most CPUs; overestimating is safer.
     item = _COMPUTE_BYTES.get(compression.dtype, 4)
-    stages = stage_bytes(geometry, compression, item, item_bytes)
+    stages = stage_bytes(geometry, compression, item, item_bytes, in_place=in_place)
     layer = max(stage.host + stage.device for stage in stages.values())
     # The result is always verified in float32.
     whole = 4 * params_after
@@ -117,10 +128,18 @@ class StageBytes(FrozenModel):
     """Hidden states of sequences, which `offload_dir` moves to files; on a GPU where they fit."""
     device: int
     """Weights, moments, factorisations and one batch; host memory too where the device is a CPU."""
+    copies: int = 0
+    """Copies of the hidden states by which a layer is repeated with a smaller batch, in host memory
+    or in files; none where the device is a CPU."""
 
 
 def stage_bytes(
-    geometry: ModelGeometry, compression: CompressionConfig, item: int, stored: int
+    geometry: ModelGeometry,
+    compression: CompressionConfig,
+    item: int,
+    stored: int,
+    *,
+    in_place: bool = False,
 ) -> dict[str, StageBytes]:
     """Estimate the memory of the stages that hold one layer at a time, by stage name.
 
@@ -129,7 +148,43 @@ def stage_bytes(
         compression: settings of the compression.
         item: bytes per number in the compute dtype.
         stored: bytes per stored weight.
+        in_place: factorise wide moments in place, as where memory is short.
     """
+    stages = _stages(geometry, compression, item, stored, in_place)
+    if METHODS[compression.method].uses_hidden_states and compression.batch_size > 1:
+        layer = stages["compress"]
+        stages["compress"] = layer.model_copy(update={"copies": layer.host})
+    return stages
+
+
+def gpu_host_bytes(
+    geometry: ModelGeometry, compression: CompressionConfig, item: int, stored: int
+) -> int:
+    """Estimate the host memory of a compression on a GPU, in bytes, without its verification.
+
+    It holds hidden states that do not fit on the GPU, copies of them, the layer that is read and
+    the one that is written, and the embeddings. With `offload_dir` hidden states are in files.
+
+    Args:
+        geometry: dimensions of the dense model.
+        compression: settings of the compression.
+        item: bytes per number in the compute dtype.
+        stored: bytes per stored weight.
+    """
+    stages = stage_bytes(geometry, compression, item, stored).values()
+    layers = 2 * geometry.dense_layer().parameters(geometry)
+    weights = stored * (layers + geometry.vocab_size * geometry.hidden_size)
+    return PROCESS_BYTES + weights + max(stage.host + stage.copies for stage in stages)
+
+
+def _stages(
+    geometry: ModelGeometry,
+    compression: CompressionConfig,
+    item: int,
+    stored: int,
+    in_place: bool,
+) -> dict[str, StageBytes]:
+    """Estimate the memory of the stages, as `stage_bytes` does, without copies."""
     method, calibration = METHODS[compression.method], compression.calibration
     parts, length = EstimatorSequences.of(compression), calibration.sequence_length
     # The layer as it is stored, dense and sliced, and the next one, which is read meanwhile.
@@ -142,7 +197,7 @@ def stage_bytes(
         return _unit_bytes(geometry, compression, item, weights)
     state = length * geometry.hidden_size * item
     width = max(geometry.intermediate_size, geometry.num_attention_heads * geometry.head_dim)
-    moments = _FLOAT64_BYTES * width * (_GRAMS * width + _CROSSES * geometry.hidden_size)
+    moments = _moment_bytes(geometry, method, width, in_place)
     batch = compression.batch_size * length * width * 4 * _ACTIVATIONS
     heads = geometry.num_attention_heads * geometry.head_dim
     batch += min(KEPT_INNER_BYTES, calibration.samples * length * heads * item)
@@ -181,6 +236,26 @@ def stage_bytes(
             device=layer_or_logits + tokens * geometry.hidden_size * item,
         )
     return stages
+
+
+def _moment_bytes(
+    geometry: ModelGeometry, method: CompressionMethod, width: int, in_place: bool
+) -> int:
+    """Estimate the memory of a module's moments and their factors.
+
+    Args:
+        geometry: dimensions of the dense model.
+        method: of the compression.
+        width: of the module's inner activations.
+        in_place: factorise wide moments in place.
+    """
+    columns = _GRAMS * width
+    if in_place and width >= IN_PLACE_WIDTH:
+        # One more where neurons are chosen by those of both parts of the calibration together.
+        by_both = method.neuron_choice == "obs" and not method.measures_sensitivity
+        grams = _GRAMS_IN_PLACE + (by_both and len(method.damping_own) > 1)
+        columns = grams * width + _PANELS_HELD * -(-width // PANELS)
+    return _FLOAT64_BYTES * width * (columns + _CROSSES * geometry.hidden_size)
 
 
 def _stream_bytes(

@@ -28,6 +28,8 @@ class Estimate(FrozenModel):
     bytes_before: int
     bytes_after: int
     peak_memory_bytes: int
+    least_memory_bytes: int
+    """Peak memory with second moments factorised in place, as where memory is short."""
     first_layer: LayerPlan
     layers_after: int
     """Decoder layers of the result; fewer than the dense model's for methods that remove some."""
@@ -63,6 +65,18 @@ def estimate(
     plan = equal_plan(compression, geometry, budget.ratio, item_bytes, shapes)
     result = geometry.with_output_biases() if adds_output_biases(compression) else geometry
     before, after = dense_parameters(geometry), total_parameters(result, plan)
+    peaks = [
+        peak_memory(
+            geometry,
+            params_before=before,
+            params_after=after,
+            item_bytes=item_bytes,
+            compression=compression,
+            evaluation=evaluation,
+            in_place=in_place,
+        )
+        for in_place in (False, True)
+    ]
     return Estimate(
         params_before=before,
         params_after=after,
@@ -71,14 +85,8 @@ def estimate(
         achieved_ratio=plan.removed_fraction(geometry),
         bytes_before=before * item_bytes,
         bytes_after=after * item_bytes,
-        peak_memory_bytes=peak_memory(
-            geometry,
-            params_before=before,
-            params_after=after,
-            item_bytes=item_bytes,
-            compression=compression,
-            evaluation=evaluation,
-        ),
+        peak_memory_bytes=peaks[0],
+        least_memory_bytes=peaks[1],
         first_layer=plan.result_layers[0],
         layers_after=len(plan.remaining),
         round_to=round_to,

@@ -1,4 +1,4 @@
-"""Work of each stage, in a unit proportional to the stage's duration."""
+"""Tokens and layers that pass the dense model before the compression; constants of the engine."""
 
 from __future__ import annotations
 
@@ -8,12 +8,9 @@ from dataclasses import dataclass
 from intraslice_core.config import (
     Allocator,
     CompressionConfig,
-    EvaluationConfig,
     MethodChoice,
 )
 from intraslice_core.methods import METHODS, resolve_allocator
-from intraslice_core.progress import Stage
-from intraslice_core.text_sources import WRITTEN
 
 # The engine's own values, repeated here because its modules import torch; a test compares them.
 GROUP_SEQUENCES = 8
@@ -135,91 +132,3 @@ def layer_removal_passes(layers: int, removed: float) -> float:
     """
     steps = math.ceil(removed - 1e-9)
     return sum((layers - step) * (layers - step + 1) / 2 for step in range(steps))
-
-
-_BENCHMARK_TOKENS = 2 * 3 * (256 + 32)
-"""Tokens of the speed benchmark: two models, three repeats, prompt and decoded tokens."""
-
-_LOAD_NEW_TOKENS, _LOAD_RUNS = 32, 2 * 7
-"""Decoded tokens and runs of one load: each model warms up, is timed five times, and runs once
-more for its memory."""
-
-_TRAINING_PASSES = 3
-"""Passes of a training step: forward, backward and the gradients of adapters or weights."""
-
-_READ_PARAMETERS = 100_000
-"""Parameters that one token could have passed in the time it takes to read a token, roughly.
-
-Makes the rates of jobs that read text comparable to those of jobs whose model writes it.
-"""
-_EXAMPLE_TOKENS = 200
-"""Tokens of a task example: four answers of some 50 tokens, as in ARC and HellaSwag. The number of
-examples is known only where it is limited."""
-
-
-def stage_work(
-    params: int,
-    layers: int,
-    compression: CompressionConfig,
-    evaluation: EvaluationConfig | None,
-) -> dict[Stage, float]:
-    """Estimate the work of each stage.
-
-    The unit is tokens times parameters where tokens pass the model, and parameters where only
-    weights are copied. Stages too short to be worth predicting are left out.
-
-    Args:
-        params: number of weights in all layers.
-        layers: number of decoder layers of the dense model.
-        compression: settings of the compression.
-        evaluation: settings of the evaluation; None without one.
-    """
-    calibration = compression.resolved_calibration
-    tokens = calibration.samples * calibration.sequence_length
-    written = sum(part.tokens for part in calibration.parts() if part.source in WRITTEN)
-    work = {
-        Stage.LOAD: float(params),
-        Stage.CALIBRATE: float(written) * params + float(tokens - written) * _READ_PARAMETERS,
-        Stage.ALLOCATE: _estimator_tokens(layers, compression) * params,
-        Stage.COMPRESS: float(tokens) * params,
-        Stage.VERIFY: float(params),
-        Stage.EXPORT: float(params),
-        Stage.PUBLISH: float(params),
-    }
-    if compression.recover is not None:
-        passes = _TRAINING_PASSES + compression.recover.needs_teacher
-        work[Stage.RECOVER] = float(passes * compression.recover.max_tokens) * params
-    if evaluation is not None:
-        work[Stage.EVALUATE] = float(_evaluation_tokens(evaluation)) * params
-    return work
-
-
-def _evaluation_tokens(evaluation: EvaluationConfig) -> int:
-    """Count the tokens that pass a model in the evaluation."""
-    # Both models score every text; the dense one has to write some of them first.
-    passes = sum(3 if text in WRITTEN else 2 for text in evaluation.perplexity)
-    scored = passes * evaluation.max_tokens
-    benchmark = _BENCHMARK_TOKENS if evaluation.benchmark else 0
-    loads = sum(
-        point.batch_size * (point.context_length + _LOAD_NEW_TOKENS)
-        for point in evaluation.speed_grid
-    )
-    examples = len(evaluation.tasks) * (evaluation.task_limit or 0)
-    return scored + benchmark + _LOAD_RUNS * loads + 2 * _EXAMPLE_TOKENS * examples
-
-
-def _estimator_tokens(layers: int, compression: CompressionConfig) -> float:
-    """Count the tokens that pass all layers before the compression, in equivalent full passes."""
-    parts = EstimatorSequences.of(compression)
-    free_shapes = compression.target != "research"
-    sequences = 3 * parts.gradients + parts.sensitivity + (1 + free_shapes) * parts.trial_fit
-    trials = parts.trial_cut_tokens * check_layer_passes(layers) / layers
-    # Equation 5 of 2SSP for MLPs with three times the parameters of the attention.
-    ratio = 0.3 if compression.ratio is None else compression.ratio
-    attentions = parts.attention_tokens * attention_passes(layers, layers * ratio**2) / layers
-    removals = parts.layer_tokens * layer_removal_passes(layers, layers * ratio) / layers
-    sequences += parts.activations
-    plans = (1 + TRIAL_PLANS + 2 * free_shapes) * parts.judged_tokens
-    tokens = sequences * compression.calibration.sequence_length
-    masks = _TRAINING_PASSES * parts.mask_tokens
-    return tokens + trials + plans + attentions + removals + masks

@@ -19,6 +19,7 @@ from intraslice_core.errors import NumericalError, QualityGateError
 from intraslice_core.evaluation.divergence import Divergence
 from intraslice_core.evaluation.overlap import SeenNgrams
 from intraslice_core.evaluation.progress import part_ends, progress_of
+from intraslice_core.evaluation.saved_scores import SavedScores
 from intraslice_core.evaluation.scoring import DenseScores, ModelScores, Scorer, load_texts
 from intraslice_core.evaluation.speeds import compare_speeds_apart
 from intraslice_core.evaluation.tasks import OpenedTasks, TaskScore, open_tasks
@@ -61,6 +62,8 @@ class Materials:
     """Cache of the dense model's scores, read and filled."""
     memory: HostMemory = field(default_factory=HostMemory)
     """Storage of the dense model's outputs, from which divergences are computed."""
+    saved: SavedScores | None = None
+    """Scores of an interrupted evaluation, read and extended; None saves nothing."""
     speed_device: str | None = None
     """Device on which speeds are measured; that of the scores by default."""
     seconds: tuple[float, float, float] | None = None
@@ -105,6 +108,7 @@ def evaluate_pair(  # noqa: PLR0913  # one call is the whole comparison
         dtype=dtype,
         device=device,
         should_cancel=should_cancel,
+        saved=materials.saved,
     )
     directories = (dense_dir, compressed_dir)
     ends = part_ends(materials.seconds, measures_speed=_measures_speed(config))

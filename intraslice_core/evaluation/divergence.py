@@ -8,6 +8,7 @@ scored, the dense logits are computed from them again, block by block (docs/meth
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -17,6 +18,9 @@ from intraslice_core.device import HostMemory
 from intraslice_core.errors import NumericalError
 from intraslice_core.evaluation.perplexity import OutputHead
 from intraslice_core.statistics import kl_divergence
+
+_HIDDEN, _SUMS, _COUNTS = "hidden", "sums", "counts"
+"""Names of what an interrupted evaluation saves of its observers."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +66,16 @@ class HiddenStateRecorder:
         self._states[self._positions : self._positions + len(hidden)] = hidden
         self._positions += len(hidden)
 
+    def state(self) -> dict[str, Tensor]:
+        """Return what was observed, by name, for `restore`."""
+        return {_HIDDEN: self.states}
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Continue from what an interrupted evaluation has observed."""
+        hidden = state[_HIDDEN]
+        self._positions = 0
+        self(hidden, hidden)
+
     @property
     def states(self) -> Tensor:
         """Hidden states of all observed positions, (positions, hidden_size)."""
@@ -96,6 +110,18 @@ class DivergenceMeter:
         self._sum = self._sum + divergences.sum()
         self._sum_of_squares = self._sum_of_squares + divergences.square().sum()
         self._positions += len(predicted)
+
+    def state(self) -> dict[str, Tensor]:
+        """Return the sums over the observed positions, by name, for `restore`."""
+        sums = torch.stack((self._sum.cpu(), self._sum_of_squares.cpu()))
+        counts = torch.tensor([int(self._agreeing), self._positions])
+        return {_SUMS: sums, _COUNTS: counts}
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Continue from the sums of an interrupted evaluation."""
+        self._sum, self._sum_of_squares = state[_SUMS].unbind()
+        self._agreeing, positions = state[_COUNTS].unbind()
+        self._positions = int(positions)
 
     def divergence(self) -> Divergence:
         """Return the means over all positions.

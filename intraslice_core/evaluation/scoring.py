@@ -22,13 +22,13 @@ from intraslice_core.evaluation.divergence import (
 from intraslice_core.evaluation.forward_meter import metered
 from intraslice_core.evaluation.loaded_models import load_model
 from intraslice_core.evaluation.perplexity import (
-    BlockObserver,
     OutputHead,
     PerplexityResult,
     perplexity,
     written_tokens,
 )
 from intraslice_core.evaluation.progress import Report, scoring_shares
+from intraslice_core.evaluation.saved_scores import Observer, Role, SavedScores
 from intraslice_core.evaluation.tasks import OpenedTasks, TaskScore, score_tasks
 from intraslice_core.evaluation.texts import held_out_texts, require_known_texts
 from intraslice_core.progress import CancellationCheck
@@ -79,6 +79,8 @@ class Scorer:
     dtype: str
     device: str
     should_cancel: CancellationCheck
+    saved: SavedScores | None = None
+    """Scores of an interrupted evaluation, read and extended; None saves nothing."""
 
     def load(self, directory: Path) -> PreTrainedModel:
         """Load a checkpoint for inference."""
@@ -107,7 +109,7 @@ class Scorer:
             source: HiddenStateRecorder(memory, len(tokens))
             for source, tokens in cache.texts.items()
         }
-        cache.scores = self._score(model, directory, cache, recorders, report)
+        cache.scores = self._score("dense", model, directory, cache, recorders, report)
         if recorders:
             cache.outputs = DenseOutputs(
                 head=OutputHead.of(model).moved(memory.copy),
@@ -130,29 +132,40 @@ class Scorer:
             meters = {
                 source: DivergenceMeter(hidden, head) for source, hidden in outputs.hidden.items()
             }
-        scores = self._score(model, directory, cache, meters, report)
+        scores = self._score("compressed", model, directory, cache, meters, report)
         with advising_bfloat16(model.dtype, model.device):
             return scores, {source: meter.divergence() for source, meter in meters.items()}
 
     def _score(
         self,
+        role: Role,
         model: PreTrainedModel,
         directory: Path,
         cache: DenseScores,
-        observers: Mapping[str, BlockObserver],
+        observers: Mapping[str, Observer],
         report: Report,
     ) -> ModelScores:
+        texts = (cache.texts, cache.prefix)
         with advising_bfloat16(model.dtype, model.device):
             return ModelScores(
-                perplexity=self.score_texts(model, cache.texts, cache.prefix, observers, report),
-                tasks=self.score_tasks(model, directory, report),
-                continuations=continuations(
-                    model,
-                    load_tokenizer(directory),
-                    self.config.prompts,
-                    should_cancel=self.should_cancel,
-                ),
+                perplexity=self.score_texts(model, *texts, observers, report, role),
+                tasks=self.score_tasks(model, directory, report, role),
+                continuations=self._continuations(model, directory, role),
             )
+
+    def _continuations(
+        self, model: PreTrainedModel, directory: Path, role: Role
+    ) -> tuple[str, ...]:
+        """Return the model's continuations of all prompts."""
+        texts = None if self.saved is None else self.saved.continuations(role)
+        if texts is None:
+            tokenizer = load_tokenizer(directory)
+            texts = continuations(
+                model, tokenizer, self.config.prompts, should_cancel=self.should_cancel
+            )
+            if self.saved is not None:
+                self.saved.save_continuations(role, texts)
+        return texts
 
     def _write_texts(
         self, dense: PreTrainedModel, directory: Path, report: Report
@@ -160,30 +173,43 @@ class Scorer:
         """Let the dense model write its texts; return their tokens by source."""
         texts = {}
         for source in dict.fromkeys(self.config.perplexity):
-            if source in WRITTEN:
-
-                def on_part(fraction: float, source: str = source) -> None:
-                    report(f"writing {source}, {fraction:.0%}", 0.0)
-
-                on_part(0.0)
-                with metered(dense, self.config.max_tokens, on_part):
-                    texts[source] = written_tokens(
-                        source,
-                        dense,
-                        load_tokenizer(directory),
-                        max_tokens=self.config.max_tokens,
-                        context_length=self.config.context_length,
-                        should_cancel=self.should_cancel,
-                    )
+            if source not in WRITTEN:
+                continue
+            tokens = None if self.saved is None else self.saved.written(source)
+            if tokens is None:
+                tokens = self._write_text(source, dense, directory, report)
+                if self.saved is not None:
+                    self.saved.save_written(source, tokens)
+            texts[source] = tokens
         return texts
+
+    def _write_text(
+        self, source: str, dense: PreTrainedModel, directory: Path, report: Report
+    ) -> Tensor:
+        """Let the dense model write a text; return its tokens, (n,), int64."""
+
+        def on_part(fraction: float) -> None:
+            report(f"writing {source}, {fraction:.0%}", 0.0)
+
+        on_part(0.0)
+        with metered(dense, self.config.max_tokens, on_part):
+            return written_tokens(
+                source,
+                dense,
+                load_tokenizer(directory),
+                max_tokens=self.config.max_tokens,
+                context_length=self.config.context_length,
+                should_cancel=self.should_cancel,
+            )
 
     def score_texts(
         self,
         model: PreTrainedModel,
         texts: dict[str, Tensor],
         prefix: tuple[int, ...],
-        observers: Mapping[str, BlockObserver],
+        observers: Mapping[str, Observer],
         report: Report,
+        role: Role | None = None,
     ) -> dict[str, PerplexityResult]:
         """Compute the model's perplexity on every text, in windows that begin with `prefix`.
 
@@ -193,6 +219,7 @@ class Scorer:
             prefix: first tokens of every window.
             observers: observers of the scored positions by text; texts without one are allowed.
             report: called with the progress.
+            role: model whose scores are saved; None saves none.
         """
         results, share = {}, scoring_shares(self.config, self.tasks).texts
         for index, (source, tokens) in enumerate(texts.items()):
@@ -201,6 +228,11 @@ class Scorer:
                 report(f"perplexity on {source}", share * (index + fraction) / len(texts))
 
             on_part(0.0)
+            observer = observers.get(source)
+            result = self.saved.text(role, index, tokens, observer) if role and self.saved else None
+            if result is not None:
+                results[source] = result
+                continue
             with metered(model, len(tokens), on_part):
                 results[source] = perplexity(
                     model,
@@ -208,17 +240,26 @@ class Scorer:
                     context_length=self.config.context_length,
                     batch_size=max(1, EVALUATION_TOKENS // self.config.context_length),
                     prefix=prefix,
-                    observer=observers.get(source),
+                    observer=observer,
                     should_cancel=self.should_cancel,
                 )
+            if role and self.saved:
+                self.saved.save_text(role, index, tokens, observer, results[source])
         return results
 
     def score_tasks(
-        self, model: PreTrainedModel, directory: Path, report: Report
+        self,
+        model: PreTrainedModel,
+        directory: Path,
+        report: Report,
+        role: Role | None = None,
     ) -> tuple[TaskScore, ...]:
         """Compute the model's scores in all tasks; their progress is an estimate."""
         if self.tasks is None:
             return ()
+        scores = self.saved.tasks(role) if role and self.saved else None
+        if scores is not None:
+            return scores
         shares = scoring_shares(self.config, self.tasks)
 
         def on_part(fraction: float) -> None:
@@ -226,9 +267,12 @@ class Scorer:
 
         on_part(0.0)
         with metered(model, shares.task_tokens, on_part):
-            return score_tasks(
+            scores = score_tasks(
                 model, load_tokenizer(directory), self.tasks, should_cancel=self.should_cancel
             )
+        if role and self.saved:
+            self.saved.save_tasks(role, scores)
+        return scores
 
 
 def load_texts(

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from intraslice_core.config import RecoveryConfig, Schedule
 from intraslice_core.device_memory import BatchSize
-from intraslice_core.errors import NumericalError
+from intraslice_core.errors import CompressionCancelledError, NumericalError
 from intraslice_core.finetuning.objective import Objective
 from intraslice_core.finetuning.processes import Processes
 from intraslice_core.finetuning.state import TrainingFile, TrainingState
@@ -143,7 +143,7 @@ class Training:
         file = TrainingFile(resume_state, key, self._parameters, self._optimizer)
         self._begin(file)
         warnings: list[str] = []
-        while (turn := self._next_turn(before_step)).step is not None:
+        while (turn := self._next_turn(before_step, file)).step is not None:
             began = time.perf_counter()
             self.state.losses.append(self._take(turn.step))
             self.state.sequences += len(turn.step.rows)
@@ -162,12 +162,18 @@ class Training:
             self._processes.copy_from_main([*self._parameters, *file.moments()])
         self._objective = self._processes.parallel(self._objective)
 
-    def _next_turn(self, before_step: BeforeStep) -> _Turn:
+    def _next_turn(self, before_step: BeforeStep, file: TrainingFile) -> _Turn:
+        """Return the next step or the end, in all processes; save the state if the run stops."""
         turn: _Turn | None = None
         if self._processes.is_main:
             stopped = self._stopped_by() is not None
             if not stopped:
-                before_step(self.moment())
+                try:
+                    before_step(self.moment())
+                except CompressionCancelledError:
+                    if self.state.step:
+                        file.save(self.state, at_once=True)
+                    raise
             turn = _Turn(step=None if stopped else self._next_step())
         return self._processes.share(turn)
 

@@ -18,7 +18,7 @@ from intraslice_core.reports.page import stylesheet
 from intraslice_core.reports.page_figures import Figure
 from intraslice_core.reports.quantities import count, duration, number, size
 from intraslice_core.reports.references import public_reference
-from intraslice_core.reports.sweep import SweepPoint, SweepReport
+from intraslice_core.reports.sweep import TRADE_OFFS, SweepPoint, SweepReport
 from intraslice_core.text_sources import DOMAIN_NAMES
 
 _ABSENT = "–"  # noqa: RUF001  # shown for missing values
@@ -122,10 +122,15 @@ def _results(report: SweepReport) -> Table:
         *(f"{value:,.3f}" for value in report.dense_perplexity.values()),
         *(f"{value:.4f}" for value in tasks.values()),
     )
-    ends = ("prompt processing", "generation", "seconds", "peak memory")
+    ends = ("prompt processing", "generation", "seconds", "peak memory", "trade-off")
     before = ("dense", "", f"{report.params_before:,}", size(report.bytes_before))
     rows = (
-        (*_sizes(point), *_quality(point, texts, list(tasks)), *_cost(point))
+        (
+            *_sizes(point),
+            *_quality(point, texts, list(tasks)),
+            *_cost(point),
+            _trade_off(report, point),
+        )
         for point in sorted(report.points, key=lambda point: point.ratio)
     )
     return Table(
@@ -163,3 +168,7 @@ def _cost(point: SweepPoint) -> tuple[str, ...]:
         _ABSENT if point.seconds is None else duration(point.seconds),
         _ABSENT if memory is None else size(memory),
     )
+
+
+def _trade_off(report: SweepReport, point: SweepPoint) -> str:
+    return TRADE_OFFS[report.is_dominated(point)] or _ABSENT

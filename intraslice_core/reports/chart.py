@@ -1,152 +1,126 @@
-"""Charts as inline SVG: lines, bars and dots, distinguished by shape as well as by colour.
+"""Charts as inline SVG, drawn by matplotlib: lines, bars and dots.
 
-Colours come from the page's stylesheet, so that they follow the reader's colour scheme.
+Series differ by shape as well as by colour. Colours are variables of the page's stylesheet, so that
+a chart follows the reader's colour scheme; every point has a tooltip.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable, Sequence
+import io
+import re
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import groupby
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
+from xml.etree import ElementTree
 
 from markupsafe import Markup
 
-from intraslice_core.reports.formatting import rendered, short
+from intraslice_core.reports.quantities import count
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.axis import Axis as DrawnAxis
+    from matplotlib.figure import Figure
+    from matplotlib.typing import RcKeyType
+
+WIDTH, HEIGHT = 440.0, 270.0
+"""Size of a chart in pixels."""
+_POINTS_PER_INCH = 72
+"""Resolution at which a pixel of the page is a point of matplotlib."""
 _INTERVALS = 4
-"""Approximate number of intervals between ticks."""
-_MOST_DECADES = 6
-_ROUND = 1e-9
-"""Rounding error that is ignored, as a fraction of a tick step."""
-_EXPONENT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
-_UNITS = ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "K"))
+"""Largest number of intervals between ticks."""
+_LAYER_INTERVALS = 8
+_DECADE = 10.0
+_CHARACTER, _LEGEND_HANDLE = 6.5, 34.0
+"""Approximate widths of a character and of the rest of a legend entry, in pixels."""
+_MARKERS = "os^DvP<>Xphd8*"
+_MARKER, _SMALL_MARKER = 6.0, 2.0
+_MOST_MARKED = 64
+"""Largest number of full-size markers on a line; more would hide it."""
 
+_INK, _FAINT, _GRID, _DENSE = "#000001", "#000002", "#000003", "#000004"
+_FIRST_SERIES = 16
+_SERIES = tuple(f"#0000{number:02x}" for number in range(_FIRST_SERIES, _FIRST_SERIES + 14))
+_VARIABLES = {_INK: "--text", _FAINT: "--text-3", _GRID: "--border", _DENSE: "--dense"} | {
+    colour: f"--s{number}" for number, colour in enumerate(_SERIES, start=1)
+}
+"""Variable of the page's stylesheet for each colour that is drawn with."""
 
-@dataclass(frozen=True, kw_only=True)
-class Tick:
-    """Labelled value of an axis; `place` is its position in [0, 1]."""
+_STYLE: dict[RcKeyType, Any] = {
+    "axes.autolimit_mode": "round_numbers",
+    "axes.axisbelow": True,
+    "axes.edgecolor": _FAINT,
+    "axes.facecolor": "none",
+    "axes.grid": True,
+    "axes.grid.axis": "y",
+    "axes.labelcolor": _FAINT,
+    "axes.spines.left": False,
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "axes.titlecolor": _FAINT,
+    "axes.titlelocation": "left",
+    "axes.titlesize": 11,
+    "axes.xmargin": 0.0,
+    "axes.ymargin": 0.0,
+    "figure.facecolor": "none",
+    "font.size": 11,
+    "grid.color": _GRID,
+    "legend.borderpad": 0.0,
+    "legend.columnspacing": 1.2,
+    "legend.frameon": False,
+    "legend.labelcolor": _INK,
+    "lines.linewidth": 1.6,
+    "svg.fonttype": "none",
+    "xtick.color": _FAINT,
+    "xtick.labelcolor": _INK,
+    "ytick.labelcolor": _INK,
+    "ytick.major.size": 0.0,
+}
+_RC_LOCK = threading.Lock()
+"""matplotlib's settings belong to the process; pages are rendered in several threads."""
 
-    place: float
-    text: str
+_SVG = "{http://www.w3.org/2000/svg}"
+_HREF = "{http://www.w3.org/1999/xlink}href"
+_MARK = "mark"
+"""Class of a marker in the page."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Axis:
-    """Linear or logarithmic axis from `low` to `high`."""
+    """Axis that contains the values from `low` to `high`; `label` names its quantity and unit."""
 
     label: str
     low: float
     high: float
-    ticks: tuple[Tick, ...]
-    log: bool = False
-
-    def place(self, value: float) -> float:
-        """Return the position of a value: 0 at `low` and 1 at `high`."""
-        if self.log:
-            return _position(math.log10(value), math.log10(self.low), math.log10(self.high))
-        return _position(value, self.low, self.high)
+    kind: Literal["linear", "log", "counts", "layers"] = "linear"
 
 
-def linear_axis(
-    label: str, values: Iterable[float], *, include: Sequence[float] = (), unit: float = 1.0
-) -> Axis:
-    """Return a linear axis that contains all values and `include`; ticks are in `unit`."""
+def linear_axis(label: str, values: Iterable[float], *, include: Sequence[float] = ()) -> Axis:
+    """Return a linear axis that contains all values and `include`."""
     covered = [*values, *include]
-    low, high = min(covered), max(covered)
-    if high - low <= _ROUND * abs(high):
-        spread = abs(low) / 10 or 1.0
-        low, high = low - spread, high + spread
-    step = _round_step((high - low) / _INTERVALS)
-    first, last = math.floor(low / step + _ROUND), math.ceil(high / step - _ROUND)
-    decimals = max(0, -math.floor(math.log10(step / unit) + _ROUND))
-    low, high = first * step, last * step
-    return Axis(
-        label=label,
-        low=low,
-        high=high,
-        ticks=tuple(
-            Tick(
-                place=_position(index * step, low, high),
-                text=_tick_text(index * step / unit, decimals),
-            )
-            for index in range(first, last + 1)
-        ),
-    )
+    return Axis(label=label, low=min(covered), high=max(covered))
 
 
 def count_axis(label: str, values: Sequence[float]) -> Axis:
-    """Return an axis for large numbers, in a unit that the label names."""
-    largest = max(values)
-    unit, name = next(((unit, name) for unit, name in _UNITS if largest >= unit), (1.0, ""))
-    return linear_axis(f"{label}, {name}" if name else label, values, unit=unit)
+    """Return a linear axis for large numbers, with ticks such as 134.5M."""
+    return Axis(label=label, low=min(values), high=max(values), kind="counts")
 
 
 def log_axis(label: str, values: Sequence[float]) -> Axis:
     """Return a logarithmic axis for positive values that span a decade, else a linear axis."""
-    if min(values) <= 0.0 or max(values) < 10.0 * min(values):
+    if min(values) <= 0.0 or max(values) < _DECADE * min(values):
         return linear_axis(label, values, include=(0.0,))
-    first = math.floor(math.log10(min(values)) + _ROUND)
-    last = math.ceil(math.log10(max(values)) - _ROUND)
-    every = -(-(last - first) // _MOST_DECADES)
-    return Axis(
-        label=label,
-        low=10.0**first,
-        high=10.0**last,
-        ticks=tuple(
-            Tick(place=_position(power, first, last), text=f"10{str(power).translate(_EXPONENT)}")
-            for power in range(first, last + 1, every)
-        ),
-        log=True,
-    )
+    return Axis(label=label, low=min(values), high=max(values), kind="log")
 
 
 def layer_axis(layers: int) -> Axis:
     """Return an axis with one position per layer and half of one at both ends."""
-    every = max(1, round(_round_step(layers / 8)))
-    low, high = -0.5, layers - 0.5
-    return Axis(
-        label="layer",
-        low=low,
-        high=high,
-        ticks=tuple(
-            Tick(place=_position(layer, low, high), text=str(layer))
-            for layer in range(0, layers, every)
-        ),
-    )
+    return Axis(label="layer", low=-0.5, high=layers - 0.5, kind="layers")
 
 
 AxisOf = Callable[[str, Sequence[float]], Axis]
-
-
-def _position(value: float, low: float, high: float) -> float:
-    return (value - low) / (high - low)
-
-
-def _round_step(rough: float) -> float:
-    """Round up to 1, 2 or 5 times a power of ten."""
-    power = 10.0 ** math.floor(math.log10(rough))
-    return next(step * power for step in (1, 2, 5, 10) if step * power >= rough * (1 - _ROUND))
-
-
-def _tick_text(value: float, decimals: int) -> str:
-    if decimals > 4:
-        return f"{value:.1e}" if value else "0"
-    return f"{value:.{decimals}f}".replace("-", "−")  # noqa: RUF001
-
-
 Style = Literal["lines", "bars", "dots"]
-
-WIDTH, HEIGHT = 440.0, 270.0
-_LEFT, _RIGHT, _TOP, _BOTTOM = 54.0, 14.0, 26.0, 44.0
-_LEGEND = 18.0
-"""Height of a row of the legend, in pixels."""
-_CHARACTER = 7.2
-"""Approximate width of a character, in pixels; the text is not measured."""
-_MARKER = 4.0
-_MOST_MARKED = 64
-"""Largest number of full-size markers on a line; more would hide it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,10 +140,6 @@ class Series:
     points: tuple[Point, ...]
     is_dense: bool = False
 
-    def style_class(self, index: int) -> str:
-        """Return the class of the series at this place in the stylesheet."""
-        return "dense" if self.is_dense else f"s{index}"
-
 
 @dataclass(frozen=True, kw_only=True)
 class Chart:
@@ -188,145 +158,203 @@ class Chart:
     curve: bool = False
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Frame:
-    """Plotting area of the chart, in pixels."""
-
-    left: float
-    right: float
-    top: float
-    bottom: float
-
-    def x(self, axis: Axis, value: float) -> float:
-        return self.left + axis.place(value) * (self.right - self.left)
-
-    def y(self, axis: Axis, value: float) -> float:
-        return self.bottom - axis.place(value) * (self.bottom - self.top)
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Mark:
-    """Marker or bar with its tooltip."""
-
-    path: str
-    text: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Drawn:
-    """Series in pixel coordinates; `name` is its class in the stylesheet."""
-
-    name: str
-    line: str
-    marks: list[_Mark]
-
-
-@dataclass(frozen=True, kw_only=True)
-class _LegendEntry:
-    """Legend entry of a series; `style` is its class in the stylesheet."""
-
-    x: float
-    y: float
-    name: str
-    mark: str
-    style: str
-
-
 def draw(chart: Chart) -> Markup:
     """Draw the chart as an SVG element for an HTML page."""
-    legend = _legend(chart.series) if len(chart.series) > 1 else []
-    top = max((entry.y for entry in legend), default=_TOP - 10.0) + 12.0
-    frame = _Frame(left=_LEFT, right=WIDTH - _RIGHT, top=top, bottom=HEIGHT - _BOTTOM)
-    return rendered(
-        "chart.svg.j2",
-        chart=chart,
-        width=WIDTH,
-        height=HEIGHT,
-        frame=frame,
-        legend=legend,
-        series=[
-            _Drawn(
-                name=series.style_class(index),
-                line=_line(chart, series, frame) if chart.style == "lines" else "",
-                marks=_marks(chart, index, frame),
-            )
-            for index, series in enumerate(chart.series)
-        ],
-        diagonal=_diagonal(chart, frame) if chart.diagonal else "",
-        zero=frame.y(chart.y, 0.0) if not chart.y.log and chart.y.low < 0 < chart.y.high else None,
-    )
+    # Pages without charts, and the API's start, do without the half second of this import.
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
 
-
-def _legend(series: Sequence[Series]) -> list[_LegendEntry]:
-    """Lay out the legend in as many rows as its names need."""
-    entries = []
-    x, y = _LEFT, _TOP
-    for index, drawn in enumerate(series):
-        width = 14.0 + _CHARACTER * len(drawn.name)
-        if x > _LEFT and x + width > WIDTH - _RIGHT:
-            x, y = _LEFT, y + _LEGEND
-        mark = _marker(index, x + _MARKER, y + 6.0)
-        style = drawn.style_class(index)
-        entry = _LegendEntry(x=x + 14.0, y=y + 10.0, name=drawn.name, mark=mark, style=style)
-        entries.append(entry)
-        x += width + 16.0
-    return entries
-
-
-def _line(chart: Chart, series: Series, frame: _Frame) -> str:
-    if chart.curve:
-        return _path(series.points, chart, frame)
-    runs = groupby(enumerate(series.points), key=lambda indexed: indexed[1].x - indexed[0])
-    return " ".join(_path([point for _, point in run], chart, frame) for _, run in runs)
-
-
-def _path(points: Iterable[Point], chart: Chart, frame: _Frame) -> str:
-    return "M" + " L".join(
-        f"{short(frame.x(chart.x, point.x))} {short(frame.y(chart.y, point.y))}" for point in points
-    )
-
-
-def _marks(chart: Chart, index: int, frame: _Frame) -> list[_Mark]:
-    series = chart.series[index]
-    if chart.style == "bars":
-        return [
-            _Mark(path=_bar(chart, index, point, frame), text=point.text) for point in series.points
-        ]
-    size = _MARKER if chart.style == "dots" or len(series.points) <= _MOST_MARKED else 1.5
-    return [
-        _Mark(
-            path=_marker(index, frame.x(chart.x, point.x), frame.y(chart.y, point.y), size),
-            text=point.text,
+    written = io.StringIO()
+    with _RC_LOCK, rc_context(_STYLE):
+        figure = Figure(
+            figsize=(WIDTH / _POINTS_PER_INCH, HEIGHT / _POINTS_PER_INCH),
+            dpi=_POINTS_PER_INCH,
+            layout="constrained",
         )
-        for point in series.points
-    ]
+        axes = figure.add_subplot()
+        for index, series in enumerate(chart.series):
+            _draw_series(axes, chart, series, index)
+        _set_axes(axes, chart)
+        _add_legend(figure, chart.series)
+        figure.savefig(written, format="svg", metadata=dict.fromkeys(_METADATA))
+    return _inline(written.getvalue(), chart)
 
 
-def _bar(chart: Chart, index: int, point: Point, frame: _Frame) -> str:
-    """Return a bar from zero; the bars of several series stand side by side at their x."""
-    width = 0.8 * (frame.right - frame.left) / (chart.x.high - chart.x.low) / len(chart.series)
-    left = frame.x(chart.x, point.x) + (index - len(chart.series) / 2) * width
-    zero, end = (frame.y(chart.y, value) for value in (0.0, point.y))
-    return f"M{short(left)} {short(zero)}V{short(end)}H{short(left + width)}V{short(zero)}Z"
+_METADATA = ("Creator", "Date", "Format", "Type")
+"""What matplotlib would write about the file."""
 
 
-def _marker(index: int, x: float, y: float, size: float = _MARKER) -> str:
-    """Return the marker of a series: circle, square, triangle or diamond."""
-    center, r, whole, tip = (
-        f"{short(x)} {short(y)}",
-        short(size),
-        short(2 * size),
-        short(1.5 * size),
+# -- drawing -------------------------------------------------------------------------------------
+
+
+def _draw_series(axes: Axes, chart: Chart, series: Series, index: int) -> None:
+    """Draw one series; its group in the SVG is named after its place, for the tooltips."""
+    colour = _DENSE if series.is_dense else _SERIES[index % len(_SERIES)]
+    if chart.style == "bars":
+        width = 0.8 / len(chart.series)
+        left = [point.x + (index - len(chart.series) / 2 + 0.5) * width for point in series.points]
+        heights = [point.y for point in series.points]
+        bars = axes.bar(left, heights, width, color=colour, label=series.name)
+        for number, bar in enumerate(bars):
+            bar.set_gid(_bar_name(index, number))
+        return
+    few = chart.style == "dots" or len(series.points) <= _MOST_MARKED
+    drawn = axes.plot(
+        *_coordinates(series, gaps=chart.style == "lines" and not chart.curve),
+        color=colour,
+        label=series.name,
+        linestyle="none" if chart.style == "dots" else "solid",
+        marker=_MARKERS[index % len(_MARKERS)],
+        markersize=_MARKER if few else _SMALL_MARKER,
+        clip_on=False,
     )
-    return (
-        f"M{center}m-{r} 0a{r} {r} 0 1 0 {whole} 0a{r} {r} 0 1 0 -{whole} 0z",
-        f"M{center}m-{r} -{r}h{whole}v{whole}h-{whole}z",
-        f"M{center}m0 -{r}l{r} {whole}h-{whole}z",
-        f"M{center}m0 -{tip}l{tip} {tip}l-{tip} {tip}l-{tip} -{tip}z",
-    )[index % 4]
+    drawn[0].set_gid(_series_name(index))
 
 
-def _diagonal(chart: Chart, frame: _Frame) -> str:
-    low, high = max(chart.x.low, chart.y.low), min(chart.x.high, chart.y.high)
-    ends = (Point(x=value, y=value, text="") for value in (low, high))
-    return _path(ends, chart, frame) if low < high else ""
+def _coordinates(series: Series, *, gaps: bool) -> tuple[list[float], list[float]]:
+    """Return x and y of the points, with a not-a-number in every gap of the line."""
+    x: list[float] = []
+    y: list[float] = []
+    for point in series.points:
+        if gaps and x and point.x > x[-1] + 1.0:
+            x.append(float("nan"))
+            y.append(float("nan"))
+        x.append(point.x)
+        y.append(point.y)
+    return x, y
+
+
+def _set_axes(axes: Axes, chart: Chart) -> None:
+    """Set limits, ticks and labels; the label of y stands above the chart, to be read upright."""
+    axes.set_xlabel(chart.x.label)
+    axes.set_title(chart.y.label)
+    if chart.y.low < 0.0 < chart.y.high:
+        axes.axhline(0.0, color=_FAINT, linewidth=0.8)
+    if chart.diagonal:
+        ends = (max(chart.x.low, chart.y.low), min(chart.x.high, chart.y.high))
+        axes.plot(ends, ends, color=_FAINT, linestyle="dashed", linewidth=1.0, zorder=0.5)
+    for drawn, axis, set_scale in (
+        (axes.xaxis, chart.x, axes.set_xscale),
+        (axes.yaxis, chart.y, axes.set_yscale),
+    ):
+        set_scale("log" if axis.kind == "log" else "linear")
+        _set_ticks(drawn, axis)
+    axes.update_datalim(((chart.x.low, chart.y.low), (chart.x.high, chart.y.high)))
+    axes.autoscale_view()
+    if chart.x.kind == "layers":
+        axes.set_xlim(chart.x.low, chart.x.high)
+
+
+def _set_ticks(drawn: DrawnAxis, axis: Axis) -> None:
+    from matplotlib import ticker
+
+    if axis.kind == "log":
+        drawn.set_minor_locator(ticker.NullLocator())
+    else:
+        layers = axis.kind == "layers"
+        intervals = _LAYER_INTERVALS if layers else _INTERVALS
+        drawn.set_major_locator(
+            ticker.MaxNLocator(
+                intervals, steps=[1, 2, 5, 10], integer=layers, min_n_ticks=1 if layers else 2
+            )
+        )
+    if axis.kind == "counts":
+        drawn.set_major_formatter(ticker.FuncFormatter(lambda value, _: count(round(value))))
+    else:
+        drawn.set_major_formatter(ticker.StrMethodFormatter("{x:,g}"))
+
+
+def _add_legend(figure: Figure, series: Sequence[Series]) -> None:
+    """Name several series above the chart, in as many rows as the names need."""
+    if len(series) < 2:
+        return
+    widest = max(_LEGEND_HANDLE + _CHARACTER * len(drawn.name) for drawn in series)
+    columns = max(1, min(len(series), int(WIDTH / widest)))
+    figure.legend(loc="outside upper left", ncols=columns)
+
+
+# -- the element ---------------------------------------------------------------------------------
+
+
+def _series_name(index: int) -> str:
+    return f"series-{index}"
+
+
+def _bar_name(index: int, number: int) -> str:
+    return f"bar-{index}-{number}"
+
+
+def _inline(document: str, chart: Chart) -> Markup:
+    """Turn matplotlib's document into an element of the page, with title, text and tooltips."""
+    root = ElementTree.fromstring(_with_page_style(document))
+    for name in ("width", "height"):
+        root.attrib.pop(name, None)
+    root.attrib |= {"class": "chart", "role": "img"}
+    for number, (tag, text) in enumerate((("title", chart.title), ("desc", chart.description))):
+        element = ElementTree.Element(f"{_SVG}{tag}")
+        element.text = text
+        root.insert(number, element)
+    groups = {element.get("id"): element for element in root.iter() if element.get("id")}
+    _draw_markers(root, groups)
+    for index, series in enumerate(chart.series):
+        for mark, point in zip(_marks(groups, chart, index), series.points, strict=True):
+            ElementTree.SubElement(mark, f"{_SVG}title").text = point.text
+    for element in root.iter():
+        _take_style_apart(element)
+    _remove_page_wide(root)
+    ElementTree.register_namespace("", _SVG.strip("{}"))
+    return Markup(ElementTree.tostring(root, encoding="unicode"))  # ElementTree has escaped it
+
+
+def _with_page_style(document: str) -> str:
+    """Replace the colours by variables of the stylesheet, and leave fonts to it."""
+    for colour, variable in _VARIABLES.items():
+        document = document.replace(colour, f"var({variable})")
+    return re.sub(r'font(-\w+)?: [^;"]*;? ?', "", document)
+
+
+def _draw_markers(
+    root: ElementTree.Element, groups: Mapping[str | None, ElementTree.Element]
+) -> None:
+    """Turn every use of a marker into a path of its own: a page refers to no names."""
+    for use in root.iter(f"{_SVG}use"):
+        marker = groups[use.attrib.pop(_HREF).removeprefix("#")]
+        use.tag = f"{_SVG}path"
+        use.attrib |= {
+            "class": _MARK,
+            "d": marker.attrib["d"],
+            "transform": f"translate({use.attrib.pop('x')} {use.attrib.pop('y')})",
+        }
+
+
+def _marks(
+    groups: Mapping[str | None, ElementTree.Element], chart: Chart, index: int
+) -> Iterator[ElementTree.Element]:
+    """Yield the markers or bars of a series in the order of its points."""
+    if chart.style == "bars":
+        for number in range(len(chart.series[index].points)):
+            yield from groups[_bar_name(index, number)].iter(f"{_SVG}path")
+    else:
+        paths = groups[_series_name(index)].iter(f"{_SVG}path")
+        yield from (path for path in paths if path.get("class") == _MARK)
+
+
+def _take_style_apart(element: ElementTree.Element) -> None:
+    """Replace an element's style by attributes, which the stylesheet may override."""
+    for rule in element.attrib.pop("style", "").split(";"):
+        name, colon, value = rule.partition(":")
+        if colon:
+            element.set(name.strip(), value.strip())
+
+
+def _remove_page_wide(root: ElementTree.Element) -> None:
+    """Remove what would reach beyond the chart: its style sheet, definitions and names.
+
+    Clip paths go, too: nothing is drawn outside the axes.
+    """
+    for parent in list(root.iter()):
+        parent.attrib.pop("id", None)
+        parent.attrib.pop("clip-path", None)
+        for child in list(parent):
+            if child.tag in (f"{_SVG}defs", f"{_SVG}metadata"):
+                parent.remove(child)

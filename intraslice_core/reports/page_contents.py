@@ -32,6 +32,8 @@ class JobFacts:
     expired_at: datetime | None = None
     """Time at which the job's files were deleted."""
     attempt: int = 1
+    worked_seconds: float = 0.0
+    """Time for which workers ran the job, without queue and pauses."""
     labels: dict[str, str] = field(default_factory=dict)
     evaluation: EvaluationConfig | None = None
 

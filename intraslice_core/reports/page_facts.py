@@ -160,6 +160,7 @@ def _job_facts(job: JobFacts) -> Facts:
             for name, moment in moments
             if moment is not None
         ),
+        *([("Time worked", duration(job.worked_seconds))] if job.worked_seconds else []),
     ]
 
 

@@ -71,6 +71,35 @@ def duration(seconds: float) -> str:
     return f"{minutes // 60} h {minutes % 60} min"
 
 
+def duration_range(low: float, high: float) -> str:
+    """Format a range of estimated durations: "12 to 20 minutes"; one number where both agree."""
+    (least, least_unit), (most, most_unit) = _rounded(low), _rounded(high)
+    if most < 10 and most_unit == "second":
+        return "a few seconds"
+    if (least, least_unit) == (most, most_unit):
+        return f"about {_with_unit(most, most_unit)}"
+    if least_unit == most_unit:
+        return f"{least:g} to {_with_unit(most, most_unit)}"
+    return f"{_with_unit(least, least_unit)} to {_with_unit(most, most_unit)}"
+
+
+def _rounded(seconds: float) -> tuple[float, str]:
+    """Return a duration in one unit, as exactly as an estimate is."""
+    if seconds < 10:
+        return max(round(seconds), 1), "second"
+    if seconds < 55:
+        return round(seconds, -1), "second"
+    if seconds < 5400:
+        return round(seconds / 60), "minute"
+    unit, name = (3600, "hour") if seconds < 36 * 3600 else (86_400, "day")
+    number = seconds / unit
+    return round(number, 1 if number < 10 else 0), name
+
+
+def _with_unit(number: float, unit: str) -> str:
+    return f"{number:g} {unit}{'' if number == 1 else 's'}"
+
+
 def _scaled(number: float, base: int, units: tuple[str, ...]) -> str:
     power = 0
     while power < len(units) - 1 and round(abs(number) / base**power) >= base:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
@@ -37,6 +37,17 @@ def public_reference(reference: str) -> str:
     if len(parts) >= 3 and _COMMIT.fullmatch(parts[-1]) and parts[-2] == "snapshots":
         return parts[-3].removeprefix("models--").replace("--", "/")
     return parts[-1] if parts else reference
+
+
+def recorded_reference(reference: str) -> str:
+    """Return a model's reference as reports record it, without the directories of the machine.
+
+    A snapshot in the hub's cache is recorded as its repository and commit, another path by its end.
+    """
+    name = public_reference(reference)
+    parts = re.split(r"[/\\]+", reference.rstrip("/\\"))
+    is_snapshot = "/" in name and not reference.startswith((HUB, _PACKAGE))
+    return f"{HUB}{name}@{parts[-1]}" if is_snapshot else name
 
 
 def text_name(source: str) -> str:
@@ -75,6 +86,28 @@ def local_references(report: CompressionReport) -> tuple[str, ...]:
     """Return the references of a report that may be paths: the model and its texts."""
     texts = () if report.evaluation is None else report.evaluation.texts
     return (report.model, *report.config.seen_sources, *texts)
+
+
+def without_local_paths(value: Any, references: Iterable[str]) -> Any:
+    """Return JSON values in which absolute paths among the references are named by their end.
+
+    Args:
+        value: a report; the paths are replaced in keys, fields and sentences.
+        references: texts and models, of which those that are no paths stay.
+    """
+    paths = sorted({path for path in references if PurePath(path).is_absolute()}, key=len)
+    return _replaced(value, {path: public_reference(path) for path in reversed(paths)})
+
+
+def _replaced(value: Any, names: Mapping[str, str]) -> Any:
+    if isinstance(value, dict):
+        return {_replaced(key, names): _replaced(item, names) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_replaced(item, names) for item in value]
+    if isinstance(value, str):
+        for path, name in names.items():
+            value = value.replace(path, name)
+    return value
 
 
 def public_settings(value: Any, references: Iterable[str]) -> Any:

@@ -419,17 +419,12 @@ class VerifiedReport(FrozenModel):
     tolerance: float = Field(description="Largest allowed difference, in nats.")
 
 
-def _renamed_method(settings: dict[str, Any]) -> dict[str, Any]:
-    method = settings.get("method")
-    return {**settings, "method": _METHODS_OF_VERSION_1.get(str(method), method)}
-
-
 class CompressionReport(FrozenModel):
     """Report of one compression, from request to result."""
 
     schema_version: int = SCHEMA_VERSION
     engine_version: str
-    model: str = Field(description="Reference of the dense model, as given.")
+    model: str = Field(description="Reference of the dense model; paths by their end.")
     method: Method
     config: CompressionConfig
     geometry: ModelGeometry
@@ -461,7 +456,9 @@ class CompressionReport(FrozenModel):
         default=False,
         description="True if every calibration sequence begins with the tokenizer's prefix.",
     )
-    seconds: float = Field(description="Duration of the run in seconds.")
+    seconds: float = Field(
+        description="Seconds of work on the run, over all attempts on the machine, without pauses."
+    )
     peak_memory_bytes: int | None = None
     device: str | None = Field(default=None, description="Class of the device that compressed.")
     evaluation: EvaluationReport | None = None
@@ -474,13 +471,19 @@ class CompressionReport(FrozenModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _read_version_1(cls, data: Any) -> Any:
-        """Translate the method names of reports of schema version 1."""
-        if not isinstance(data, dict) or data.get("schema_version", 1) != 1:
-            return data
-        config = data.get("config")
-        renamed = _renamed_method(config) if isinstance(config, dict) else config
-        return _renamed_method(data) | {"config": renamed, "schema_version": SCHEMA_VERSION}
+    def _read_stored(cls, data: Any) -> Any:
+        """Translate names of version 1, and take the method from the settings.
+
+        Earlier engines wrote `intraslice_plus` beside settings with `intraslice`.
+        """
+        config = data.get("config") if isinstance(data, dict) else None
+        if not isinstance(config, dict):
+            return data  # made by this engine, not read from a document
+        method = config.get("method")
+        if data.get("schema_version", 1) == 1:
+            method = _METHODS_OF_VERSION_1.get(str(method), method)
+        named = {"method": method, "config": {**config, "method": method}}
+        return data | named | {"schema_version": SCHEMA_VERSION}
 
     @property
     def removed_fraction(self) -> float:

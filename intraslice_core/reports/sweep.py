@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Self
 
 from pydantic import Field
@@ -23,6 +24,10 @@ from intraslice_core.reports.schema import (
     TaskComparison,
 )
 
+TRADE_OFFS: Mapping[bool | None, str] = MappingProxyType(
+    {None: "", True: "Beaten on size and quality", False: "Best trade-off"}
+)
+"""Words for `SweepReport.is_dominated`."""
 SIZE_TOLERANCE = 0.005
 """Largest difference of the methods' parameter counts at one ratio that counts as equal sizes."""
 
@@ -163,6 +168,24 @@ def check_sizes(params: Iterable[tuple[float, int | None]]) -> tuple[SizeCheck, 
     )
 
 
+def dominates(costs: Sequence[float], other: Sequence[float]) -> bool:
+    """Return whether `costs` are nowhere higher and somewhere lower, in what both have measured."""
+    pairs = list(zip(costs, other, strict=False))
+    return all(a <= b for a, b in pairs) and any(a < b for a, b in pairs)
+
+
+def _costs(point: SweepPoint, texts: Sequence[str]) -> tuple[float, ...] | None:
+    """Return what to minimise: bytes, perplexities, and if measured the negative decode speed.
+
+    None unless every text was scored: a smaller file alone is no reason to prefer a result.
+    """
+    scores = {score.text: score.compressed for score in point.perplexity}
+    if point.bytes_after is None or not texts or not scores.keys() >= set(texts):
+        return None
+    slowness = () if point.speed is None else (-point.speed.decode.ratio,)
+    return (float(point.bytes_after), *(scores[text] for text in texts), *slowness)
+
+
 class SweepReport(FrozenModel):
     """Results of one model at several ratios and by all methods, in the order of compression."""
 
@@ -191,6 +214,19 @@ class SweepReport(FrozenModel):
     def dense_perplexity(self) -> Mapping[str, float]:
         """Perplexity of the dense model by text, in the order of evaluation."""
         return {score.text: score.dense for point in self.points for score in point.perplexity}
+
+    def is_dominated(self, point: SweepPoint) -> bool | None:
+        """Return whether another result is at least as good in size and quality, and better in one.
+
+        Compared are the bytes, the perplexity on every text and, where both have it, the speed of
+        generation; None for a point without a perplexity.
+        """
+        texts = tuple(self.dense_perplexity)
+        costs = _costs(point, texts)
+        if costs is None:
+            return None
+        others = (_costs(other, texts) for other in self.points)
+        return any(dominates(other, costs) for other in others if other is not None)
 
     def relative_cost(self, point: SweepPoint) -> float | None:
         """Return a point's duration over that of its method's first, which measures."""

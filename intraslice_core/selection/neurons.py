@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from intraslice_core import linalg
+from intraslice_core import blocked, linalg
 from intraslice_core.linalg import WORKING_DTYPE, Factor
 
 OBS_CHUNK_DIVISOR = 48
@@ -61,7 +61,7 @@ def leverage_score(gram: Tensor, damping: float) -> Tensor:
     factor = matrix.factor(damping)
     inverse = factor.rounded_inverse()
     if inverse is None:
-        inverse = factor.inverse()
+        inverse = factor.inverse(overwrite=True)
     return 1.0 - factor.damping * matrix.scale * inverse.diagonal()
 
 
@@ -98,7 +98,8 @@ def eliminate_neurons(factor: Factor, output: Tensor, keep: int) -> NeuronChoice
 
     Args:
         factor: damped Cholesky factor of `H = E[u uᵀ]`, (width, width). A factor in float32 is
-            followed by an elimination in float32, and in float64 if that becomes imprecise.
+            followed by an elimination in float32, and in float64 if that becomes imprecise. One
+            that was made in place is overwritten.
         output: down projection `W` by rows of neurons, (width, m); its squared lengths are the
             error that saliencies predict.
         keep: neurons to keep, 0 or more.
@@ -110,13 +111,17 @@ def eliminate_neurons(factor: Factor, output: Tensor, keep: int) -> NeuronChoice
     choice = None if rounded is None else _eliminate(rounded, output, keep, factor)
     del rounded  # before an inverse in float64 exists
     if choice is None:
-        choice = _eliminate(factor.inverse(), output, keep, None)
+        choice = _eliminate(factor.inverse(overwrite=True), output, keep, None, factor.is_in_place)
     assert choice is not None
     return choice
 
 
 def _eliminate(
-    inverse: Tensor, output: Tensor, keep: int, checked_by: Factor | None
+    inverse: Tensor,
+    output: Tensor,
+    keep: int,
+    checked_by: Factor | None,
+    in_place: bool = False,
 ) -> NeuronChoice | None:
     """Remove neurons until `keep` remain.
 
@@ -126,6 +131,7 @@ def _eliminate(
         keep: neurons to keep.
         checked_by: factor by which the inverse of the others is checked whenever it shrinks; None
             without check.
+        in_place: let the inverse shrink in its own memory; it is contiguous then.
 
     Returns:
         The choice; None if the inverse became imprecise.
@@ -146,7 +152,8 @@ def _eliminate(
         is_removed[removed] = True
         if is_removed.sum() > _REMOVED_SHARE * len(alive) or surplus <= chunk:
             rows = (~is_removed).nonzero().flatten()
-            weight, inverse = weight[rows], inverse[rows][:, rows]
+            weight = weight[rows]
+            inverse = blocked.compacted(inverse, rows) if in_place else inverse[rows][:, rows]
             alive, is_removed = alive[rows], is_removed[rows]
             if checked_by is not None and len(alive) and not checked_by.inverts(inverse, alive):
                 return None

@@ -121,8 +121,7 @@ class CuttableLayer:
     @cached_property
     def _mlp_factor(self) -> linalg.Factor:
         """Damped Cholesky factor of the MLP's moment in that order."""
-        order = self._input_order
-        return self._factor(self.moments.mlp[order][:, order])
+        return self._factor(linalg.submatrix(self.moments.mlp, self._input_order))
 
     def _factor(self, gram: Tensor) -> linalg.Factor:
         return linalg.damped_cholesky(gram, self.damping, per_dimension=self.per_dimension)

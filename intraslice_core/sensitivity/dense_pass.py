@@ -162,6 +162,6 @@ class _MeanOuter:
         if self._sum is None:
             raise NumericalError("no tokens were seen", module=self._module)
         mean, self._sum = self._sum.div_(self._tokens), None
-        if not torch.isfinite(mean).all():
+        if not linalg.is_finite(mean):
             raise NumericalError("an inner activation is NaN or infinite", module=self._module)
         return mean

@@ -333,9 +333,8 @@ class _LayerPass(DensePass):
     def _eliminate_neurons(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Return removal order and costs of all neurons, (intermediate_size,) each."""
         width = self.weights.up.weight.shape[0]
-        # The shrunken moment has no name, so that it is freed before the inverse exists.
         factor = linalg.damped_cholesky(
-            linalg.shrunken(self.moments.mlp[:width, :width], CHOICE_SHRINKAGE), NEURON_DAMPING
+            self.moments.mlp[:width, :width], NEURON_DAMPING, shrinkage=CHOICE_SHRINKAGE
         )
         choice = neurons.eliminate_neurons(factor, rows[:width], 0)
         return choice.removal_order, choice.removal_cost

@@ -9,7 +9,7 @@ from typing import Any
 from sqlalchemy import text
 
 from app.domain.api_key import IssuedKey
-from app.domain.job import Job, JobError, JobRequest
+from app.domain.job import Job, JobError, JobRecord, JobRequest
 from app.domain.lifecycle import State
 from app.domain.model_source import ModelSource
 from app.domain.principal import OPERATOR, Scope
@@ -104,7 +104,7 @@ def queued(resources: Resources, **changes: Any) -> Job:
     return jobs.create_job(resources, OPERATOR, make_request(**changes)).job
 
 
-def claim_job(resources: Resources, job_id: str, owner: str = "worker-1") -> Job:
+def claim_job(resources: Resources, job_id: str, owner: str = "worker-1") -> JobRecord:
     """Claim this job, whatever else is queued: locks on the other jobs make a claim skip them."""
     others = text("SELECT id FROM jobs WHERE id <> :job_id FOR UPDATE")
     with resources.database.transaction() as transaction:
@@ -115,7 +115,7 @@ def claim_job(resources: Resources, job_id: str, owner: str = "worker-1") -> Job
     return job
 
 
-def running(resources: Resources, owner: str = "worker-1", **changes: Any) -> Job:
+def running(resources: Resources, owner: str = "worker-1", **changes: Any) -> JobRecord:
     return claim_job(resources, queued(resources, **changes).id, owner)
 
 

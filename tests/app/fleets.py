@@ -60,6 +60,12 @@ def register(resources: Resources, worker_id: str, *devices: Device) -> None:
     fleet.register(replace(resources, settings=settings), made)
 
 
+def with_long_leases(resources: Resources) -> Resources:
+    """Return resources whose claims last longer than a test takes."""
+    settings = resources.settings.model_copy(update={"lease_seconds": 600.0})
+    return replace(resources, settings=settings)
+
+
 def miss_heartbeats(resources: Resources, worker_id: str) -> None:
     """Let the worker's registration expire."""
     statement = "UPDATE workers SET expires_at = now() - interval '1 s' WHERE id = :id"

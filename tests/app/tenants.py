@@ -12,13 +12,14 @@ from dataclasses import dataclass, field
 from fastapi.testclient import TestClient
 
 from app.domain.api_key import IssuedKey
+from app.domain.generation import GenerationRequest
 from app.domain.lifecycle import State
 from app.domain.model_source import ModelSource
 from app.domain.principal import Principal, Scope, included
 from app.domain.sweep import SweepRequest
 from app.domain.upload import UploadFile, UploadKind, UploadRequest
 from app.domain.webhook import ENDINGS, WebhookRequest
-from app.services import jobs, sweeps, uploads, webhooks
+from app.services import generations, jobs, sweeps, uploads, webhooks
 from app.services.resources import Resources
 from intraslice_core.config import CompressionSettings
 from tests.app.builders import bearer, claim_job, key_of, make_request, succeeded
@@ -97,9 +98,16 @@ def _upload(tenant: Tenant) -> str:
     return uploads.create_upload(tenant.resources, tenant.principal, request).id
 
 
+def _generation(tenant: Tenant) -> str:
+    job_id = tenant.made.get("job_id") or _succeeded_job(tenant)
+    request = GenerationRequest(prompt="Once upon a time", max_new_tokens=8)
+    return generations.create_generation(tenant.resources, tenant.principal, job_id, request).id
+
+
 MAKERS: dict[str, Callable[[Tenant], str]] = {
     # A maker may use the objects of preceding path parameters in `tenant.made`.
     "job_id": _succeeded_job,
+    "generation_id": _generation,
     "key_id": _key,
     "sweep_id": _sweep,
     "webhook_id": _webhook,

@@ -1,7 +1,8 @@
 """The promises of docs/security.md, one test each.
 
 Jobs that exceed their runtime are tested in `tests/workers/test_runner.py`; webhook URLs at
-delivery, including redirects, in `adapters/test_webhook_*.py`.
+delivery, including redirects, in `adapters/test_webhook_*.py`; prompts in
+`api/test_generations.py`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The commands of the section "Backups and restore" of docs/operations.md, run as written."""
+"""The commands of docs/backups.md, run as written."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from pathlib import Path
 from app.embedded.postgres_binaries import bin_directory, server_owner
 
 ROOT = Path(__file__).parents[2]
-_SECTION = re.compile(r"^## Backups and restore\n(.*?)(?=^## )", re.M | re.S)
 _BLOCK = re.compile(r"^\n((?:(?: {8}| {4}(?=\S)).*\n)+)", re.M)
 SETTINGS = ""
 """Name of the part before the first heading, which sets the variables."""
@@ -25,10 +24,9 @@ su() { PGUSER=intraslice bash -c "$4"; }
 
 
 def command_blocks() -> dict[str, list[str]]:
-    """Return the indented blocks of each part of the section, by the heading of the part."""
-    section = _SECTION.search((ROOT / "docs" / "operations.md").read_text("utf-8"))
-    assert section is not None
-    parts = re.split(r"^### (.*)\n", section[1], flags=re.M)
+    """Return the indented blocks of each part of the page, by the heading of the part."""
+    page = (ROOT / "docs" / "backups.md").read_text("utf-8")
+    parts = re.split(r"^## (.*)\n", page, flags=re.M)
     names, texts = [SETTINGS, *parts[1::2]], parts[::2]
     return {
         name: [textwrap.dedent(block) for block in _BLOCK.findall(text)]

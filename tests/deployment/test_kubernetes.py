@@ -386,7 +386,7 @@ def test_workers_are_scaled_by_the_jobs_that_need_one() -> None:
 
 
 def test_the_documented_commands_name_existing_files_and_objects() -> None:
-    pages = (PLACE / "README.md", REPOSITORY / "docs" / "operations.md")
+    pages = (PLACE / "README.md", REPOSITORY / "docs" / "deploy-kubernetes.md")
     text = "\n".join(page.read_text("utf-8") for page in pages)
     applied = re.findall(r"kubectl apply -k (\S+)", text)
     assert len(applied) >= 2

@@ -47,6 +47,10 @@ def blocks(page: Path) -> list[Block]:
     ]
 
 
+def is_run(block: Block) -> bool:
+    return block.kind in ("bash", "python") and block.skip_reason is None
+
+
 def test_every_block_has_a_language_and_most_are_run() -> None:
     shown = [block for page in PAGES for block in blocks(page)]
     assert {block.kind for block in shown} <= {"bash", "python", "json", "toml"}
@@ -90,14 +94,14 @@ def environment(settings: Settings, tmp_path: Path) -> Iterator[dict[str, str]]:
 @pytest.mark.broker
 @pytest.mark.parametrize(
     "page",
-    [page for page in PAGES if any(block.kind in ("bash", "python") for block in blocks(page))],
+    [page for page in PAGES if any(is_run(block) for block in blocks(page))],
     ids=lambda page: str(page.relative_to(ROOT / "docs")),
 )
 def test_programs_run(page: Path, environment: dict[str, str], tmp_path: Path) -> None:
     place = tmp_path / "work"
     place.mkdir()
     for block in blocks(page):
-        if block.skip_reason or block.kind not in ("bash", "python"):
+        if not is_run(block):
             continue
         shell = ["bash", "-e", "-o", "pipefail", "-c", block.text]
         command = shell if block.kind == "bash" else [sys.executable, "-c", block.text]

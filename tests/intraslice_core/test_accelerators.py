@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from intraslice_core.accelerators import GPU_CLASSES, UNKNOWN_GPU, gpu_class
+from intraslice_core.accelerators import GPU_CLASSES, UNKNOWN_GPU, gpu_class, gpu_class_named
 
 METHOD_PAGE = Path(__file__).parents[2] / "docs" / "method.md"
 
@@ -45,6 +45,25 @@ def test_amd_gpus_are_known_by_their_architecture_not_their_capability() -> None
     assert gpu_class((9, 0), "gfx90a").path == "float64"
     assert gpu_class((9, 0), "gfx900").path == "mixed"
     assert gpu_class((11, 0), "gfx1100").has_bfloat16
+
+
+@pytest.mark.parametrize(
+    ("name", "capability"),
+    [
+        ("NVIDIA H100 80GB HBM3", (9, 0)),
+        ("NVIDIA H200", (9, 0)),
+        ("NVIDIA A100-SXM4-80GB", (8, 0)),
+        ("NVIDIA L40S", (8, 9)),
+        ("NVIDIA RTX PRO 6000 Blackwell Server Edition", (12, 0)),
+    ],
+)
+def test_a_class_is_found_by_the_name_of_a_gpu(name: str, capability: tuple[int, int]) -> None:
+    assert gpu_class_named(name) == gpu_class(capability)
+
+
+def test_a_gpu_of_another_name_has_no_class() -> None:
+    assert gpu_class_named("NVIDIA GeForce RTX 4090") == UNKNOWN_GPU
+    assert gpu_class_named("AMD Instinct MI300X") == gpu_class((9, 4), "gfx942")
 
 
 def test_the_documentation_lists_every_class() -> None:

@@ -83,6 +83,14 @@ def test_shrinking_keeps_the_order_of_energies_and_scales_correlations() -> None
     torch.testing.assert_close(shrunk.diagonal(), 1.25 * gram.diagonal())
 
 
+def test_a_shrunken_matrix_need_not_be_copied_to_be_factorised() -> None:
+    gram = second_moment(9, 20, 2)
+    expected = linalg.damped_cholesky(linalg.shrunken(gram, 0.1), 1e-3)
+    factor = linalg.damped_cholesky(gram, 1e-3, shrinkage=0.1)
+    assert torch.equal(factor.cholesky, expected.cholesky)
+    assert factor.damping == expected.damping
+
+
 @pytest.mark.parametrize(
     "error",
     [

@@ -232,6 +232,10 @@ def test_report_and_card_travel_with_the_checkpoint(dense: Path) -> None:
     stored = CompressionReport.model_validate_json((out / REPORT_FILE).read_text())
     assert stored == report
     card = (out / "README.md").read_text()
+    assert report.model == dense.name
+    for file in out.rglob("*"):
+        if file.suffix in (".json", ".md", ".py"):
+            assert str(dense.parent) not in file.read_text(), file.name
     assert f"{report.params_after:,}" in card
     assert "trust_remote_code=True" in card
     assert "tokens of `pydoc` (weight 1), `self` (weight 0.333)" in card

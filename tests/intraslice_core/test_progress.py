@@ -17,6 +17,7 @@ from intraslice_core.cost_model import (
     expected_durations,
     stage_seconds,
 )
+from intraslice_core.cost_model.past_runs import NEWEST_RUNS, PastRun
 from intraslice_core.errors import CompressionCancelledError
 from intraslice_core.progress import (
     ProgressEvent,
@@ -24,6 +25,7 @@ from intraslice_core.progress import (
     Stage,
     StageTimer,
     never_cancelled,
+    remaining_range,
     stage_shares,
 )
 from intraslice_core.run import Run
@@ -103,6 +105,19 @@ def test_earlier_runs_give_the_remaining_time_from_the_beginning() -> None:
     assert 80.0 < left < 100.0
 
 
+def test_the_range_of_the_remaining_time_narrows_towards_the_end() -> None:
+    widths, halves = [], []
+    for left in (100.0, 50.0, 10.0, 1.0):
+        low, high = remaining_range(left, 100.0)
+        assert 0.0 < low < left < high
+        widths.append(high - low)
+        halves.append(high / left)
+    assert widths == sorted(widths, reverse=True)
+    assert halves == sorted(halves)  # a small rest is known less exactly, relative to itself
+    assert remaining_range(0.0, 100.0) == (0.0, 0.0)
+    assert remaining_range(100.0, 100.0, is_early=True)[1] == pytest.approx(200.0)
+
+
 # -- expected durations ------------------------------------------------------------------------
 
 
@@ -163,40 +178,55 @@ def test_only_what_a_run_does_has_a_share() -> None:
 # -- speeds of earlier runs --------------------------------------------------------------------
 
 
-def test_speeds_of_earlier_runs_are_averaged_by_machine(tmp_path: Path) -> None:
+def test_runs_are_kept_by_machine_newest_first(tmp_path: Path) -> None:
     speeds = StageSpeeds(file=tmp_path / "new" / "speeds.json")
-    assert speeds.read("cpu") == {}
-    modelled = {Stage.ALLOCATE: 10.0, Stage.COMPRESS: 10.0, Stage.EXPORT: 0.01}
-    speeds.record("cpu", modelled, {Stage.ALLOCATE: 20.0, Stage.EXPORT: 0.04, Stage.VERIFY: 9.0})
-    assert speeds.read("cpu") == {Stage.ALLOCATE: 2.0}
-    speeds.record("cpu", modelled, {Stage.ALLOCATE: 40.0, Stage.COMPRESS: 5.0})
-    assert speeds.read("cpu") == {Stage.ALLOCATE: 3.0, Stage.COMPRESS: 0.5}
-    assert speeds.read("gpu") == {}
+    assert speeds.read("cpu") == []
+    modelled = {Stage.ALLOCATE: 10.0, Stage.COMPRESS: 10.0}
+    speeds.record("cpu", modelled, {Stage.ALLOCATE: 20.0, Stage.VERIFY: 9.0})
+    (run,) = speeds.read("cpu")
+    assert (run.work, run.seconds) == ({Stage.ALLOCATE: 10.0}, {Stage.ALLOCATE: 20.0})
+    for number in range(NEWEST_RUNS):
+        speeds.record("cpu", modelled, {Stage.COMPRESS: 5.0 + number})
+    assert len(speeds.read("cpu")) == NEWEST_RUNS
+    assert speeds.read("cpu")[0].seconds == {Stage.COMPRESS: 4.0 + NEWEST_RUNS}
+    assert speeds.read("gpu") == []
     assert [file.name for file in speeds.file.parent.iterdir()] == ["speeds.json"]
 
 
 @pytest.mark.parametrize(
-    "content", ["{", "[]", '{"cpu": {"dream": 2.0}}', '{"cpu": {"load": 0}}', '{"cpu": 3}']
+    "content", ["{", "[]", '{"cpu": {"dream": 2.0}}', '{"cpu": {"load": 2.0}}', '{"cpu": 3}']
 )
 def test_an_unusable_file_of_speeds_counts_as_empty(tmp_path: Path, content: str) -> None:
     speeds = StageSpeeds(file=tmp_path / "speeds.json")
     speeds.file.write_text(content)
-    assert speeds.read("cpu") == {}
+    assert speeds.read("cpu") == []
     speeds.record("cpu", {Stage.LOAD: 1.0}, {Stage.LOAD: 2.0})
-    assert speeds.read("cpu") == {Stage.LOAD: 2.0}
+    assert [run.seconds for run in speeds.read("cpu")] == [{Stage.LOAD: 2.0}]
+
+
+def past(work: float, **seconds: float) -> PastRun:
+    """Return a run with the same work in every stage."""
+    measured = {Stage(stage): value for stage, value in seconds.items()}
+    return PastRun(method="", work=dict.fromkeys(measured, work), seconds=measured)
 
 
 def test_unmeasured_stages_are_as_slow_as_the_others() -> None:
-    modelled = {Stage.LOAD: 1.0, Stage.ALLOCATE: 10.0, Stage.COMPRESS: 10.0, Stage.EVALUATE: 5.0}
-    slowness = {Stage.LOAD: 9.0, Stage.ALLOCATE: 2.0, Stage.COMPRESS: 3.0}
-    expected = expected_seconds(modelled, slowness)
-    assert expected == {
-        Stage.LOAD: 9.0,
-        Stage.ALLOCATE: 20.0,
-        Stage.COMPRESS: 30.0,
-        Stage.EVALUATE: 15.0,
-    }
-    assert expected_seconds(modelled, {}) == modelled
+    modelled = {Stage.ALLOCATE: 10.0, Stage.COMPRESS: 10.0, Stage.EVALUATE: 5.0}
+    runs = [past(10.0, allocate=20.5, compress=40.5)]
+    seconds = expected_seconds(modelled, runs)
+    assert seconds[Stage.ALLOCATE] == pytest.approx(20.5)
+    assert seconds[Stage.COMPRESS] == pytest.approx(40.5)
+    assert seconds[Stage.EVALUATE] == pytest.approx(0.5 + 3.0 * 5.0)
+    assert expected_seconds(modelled, []) == modelled
+
+
+def test_a_run_of_a_tiny_model_does_not_make_a_large_one_look_slow() -> None:
+    modelled = {Stage.COMPRESS: 100.0}
+    tiny = past(0.02, compress=2.0)  # a hundred times as slow as the model, by its fixed part
+    assert expected_seconds(modelled, [tiny])[Stage.COMPRESS] < 110.0
+    alone = expected_seconds(modelled, [past(100.0, compress=300.0)])
+    both = expected_seconds(modelled, [tiny, past(100.0, compress=300.0)])
+    assert both[Stage.COMPRESS] == pytest.approx(alone[Stage.COMPRESS], rel=0.01)
 
 
 def test_a_run_learns_from_the_run_before_it(

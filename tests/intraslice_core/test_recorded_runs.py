@@ -19,6 +19,8 @@ DIRECTORY = Path(__file__).parent / "recorded_runs"
 RECORDINGS = sorted(DIRECTORY.glob("*.json"))
 LARGEST_ERROR = 0.25
 """Largest error of the predicted total time, relative to the actual one."""
+LEAST_SHARE_IN_RANGE, LARGEST_WIDTH = 0.8, 2.5
+"""Share of a run's time in which the remaining time lies in its range, and the range's width."""
 
 
 def late_errors(errors: list[tuple[float, float]], *, after: float = AFTER) -> list[float]:
@@ -46,11 +48,22 @@ def test_total_time_is_predicted_after_a_fifth_of_a_run(file: Path) -> None:
 )
 def test_total_time_is_predicted_early_from_another_run(earlier: Path, file: Path) -> None:
     run = RecordedRun.read(file)
-    expected = expected_seconds(run.modelled, RecordedRun.read(earlier).slowness())
+    expected = expected_seconds(run.modelled, [RecordedRun.read(earlier).past()])
     errors = run.end_errors(expected)
     assert max(map(abs, late_errors(errors))) <= LARGEST_ERROR
     assert errors[0][0] == run.moments[0].seconds / run.seconds  # from the first event on
     assert max(map(abs, late_errors(errors, after=0.05))) <= LARGEST_ERROR
+
+
+@pytest.mark.parametrize("file", RECORDINGS, ids=lambda file: file.stem)
+def test_the_remaining_time_lies_in_its_range_for_most_of_a_run(file: Path) -> None:
+    run = RecordedRun.read(file)
+    (earlier,) = (other for other in RECORDINGS if other != file)
+    expected = expected_seconds(run.modelled, [RecordedRun.read(earlier).past()])
+    for seconds in (None, expected):
+        share, width = run.time_in_range(seconds)
+        assert share >= LEAST_SHARE_IN_RANGE
+        assert width <= LARGEST_WIDTH
 
 
 @pytest.mark.parametrize("file", RECORDINGS, ids=lambda file: file.stem)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -11,8 +12,10 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import safe_open
 
 from intraslice_core import pipeline
+from intraslice_core.allocation.search import TrialCompression
 from intraslice_core.config import CalibrationConfig, CompressionConfig
 from intraslice_core.errors import CompressionCancelledError
 from intraslice_core.layer_compressor import LayerCompressor
@@ -188,25 +191,58 @@ def resume_until_finished(
     assert len(solved) <= len(expected_layers) + attempts
 
 
-def test_finished_layers_are_replayed_once_or_not_at_all(
-    dense: Path, tmp_path: Path, solved: list[int], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    replayed: list[int] = []
+@pytest.fixture
+def replayed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Indices of the finished layers that the hidden states passed again."""
+    passed: list[int] = []
     replay = LayerCompressor.replay
 
     def counted(self: LayerCompressor, weights: Any) -> None:
-        replayed.append(self._context.layer)
+        passed.append(self._context.layer)
         replay(self, weights)
 
     monkeypatch.setattr(LayerCompressor, "replay", counted)
-    for name, interval, expected in (("never", NEVER, [0, 1, 2]), ("always", ALWAYS, [])):
-        place = tmp_path / name
-        for out in ("first", "second"):
-            replayed.clear()
-            resume_state = ResumeState(directory=place, hidden_states_every_seconds=interval)
-            compress(dense, tmp_path / f"{name}-{out}", config(), resume_state)
-        assert replayed == expected
-    assert solved == [0, 1, 2] * 2
+    return passed
+
+
+@pytest.mark.parametrize("interval", [NEVER, ALWAYS])
+def test_a_run_whose_layers_are_all_finished_passes_none_again(
+    dense: Path, tmp_path: Path, solved: list[int], replayed: list[int], interval: float
+) -> None:
+    for out in ("first", "second"):
+        state = ResumeState(directory=tmp_path / "state", hidden_states_every_seconds=interval)
+        compress(dense, tmp_path / out, config(), state)
+    assert replayed == []
+    assert solved == [0, 1, 2]
+
+
+def test_hidden_states_that_lag_behind_pass_finished_layers_once_more(
+    dense: Path, tmp_path: Path, solved: list[int], replayed: list[int]
+) -> None:
+    for out in ("first", "second"):
+        state = ResumeState(directory=tmp_path / "state", hidden_states_every_seconds=NEVER)
+        compress(dense, tmp_path / out, config(), state)
+        (tmp_path / "state" / "layer-00002.safetensors").unlink()
+    assert replayed == [0, 1]
+    assert solved == [0, 1, 2, 2]
+
+
+def test_a_run_that_is_stopped_between_two_layers_resumes_with_the_next(
+    dense: Path, tmp_path: Path, solved: list[int], replayed: list[int]
+) -> None:
+    place = tmp_path / "state"
+    layer = place / "layer-00001.safetensors"
+    state = ResumeState(directory=place, hidden_states_every_seconds=NEVER)
+    with pytest.raises(CompressionCancelledError):
+        compress(dense, tmp_path / "stopped", config(), state, layer.exists)
+    assert solved == [0, 1, 2]  # the last was stopped before its first batch
+    state = ResumeState(directory=place, hidden_states_every_seconds=NEVER)
+    report = compress(dense, tmp_path / "resumed", config(), state)
+    assert (solved, replayed) == ([0, 1, 2, 2], [])
+    assert report.resumed_layers == 2
+    assert state.was_used
+    compress(dense, tmp_path / "whole", config(), None)
+    assert files_of(tmp_path / "resumed") == files_of(tmp_path / "whole")
 
 
 def test_a_damaged_or_missing_layer_is_compressed_again(
@@ -294,7 +330,73 @@ def test_a_full_disk_while_saving_hidden_states_is_a_warning(
 
 def test_hidden_states_of_another_shape_are_not_restored(tmp_path: Path) -> None:
     resume_state = ResumeState(directory=tmp_path, hidden_states_every_seconds=ALWAYS)
-    resume_state.save_hidden_states_if_due("key", {"compressed": torch.ones(2, 3)}, 1)
+    resume_state.save_hidden_states("key", {"compressed": torch.ones(2, 3)}, 1)
     wanted = {"compressed": torch.zeros(2, 4)}
     assert resume_state.restore_hidden_states("key", wanted, 1) == 0
     assert not wanted["compressed"].any()
+
+
+def test_the_reported_seconds_are_those_of_all_attempts_without_the_pause(
+    dense: Path, tmp_path: Path
+) -> None:
+    place = tmp_path / "state"
+
+    def attempt(should_cancel: Callable[[], bool]) -> CompressionReport:
+        return pipeline.compress_model(
+            str(dense),
+            tmp_path / "out",
+            config(),
+            resume_state=ResumeState(directory=place),
+            should_cancel=should_cancel,
+            verify=False,
+        )
+
+    with pytest.raises(CompressionCancelledError):
+        attempt((place / "layer-00000.safetensors").exists)
+    with safe_open(place / "local-work.safetensors", framework="pt") as file:
+        before = float(file.metadata()["seconds"])
+    started = time.perf_counter()
+    report = attempt(never_cancelled)
+    assert 0.0 < before < report.seconds < before + time.perf_counter() - started
+
+
+@pytest.mark.parametrize(
+    "changes", [{"method": "spp", "allocation": "auto"}, {"method": "disp", "round_to": 1}]
+)
+def test_a_stopped_training_of_masks_saves_the_step_that_it_had_reached(
+    dense: Path, tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    messages: list[str] = []
+    run = Run(
+        on_progress=lambda event: messages.append(event.message),
+        should_cancel=lambda: any(message.endswith("step 3") for message in messages),
+        # Nothing is due for an hour: the state is saved by the stop.
+        resume_state=ResumeState(directory=tmp_path / "state", hidden_states_every_seconds=3600.0),
+    )
+    opened = OpenedModel(reference=str(dense), directory=dense)
+    settings = config(**changes, mask_training={"max_tokens": 32 * 6})
+    with pytest.raises(CompressionCancelledError):
+        pipeline._compress_checkpoint(opened, tmp_path / "out", settings, run)
+    (file,) = (tmp_path / "state").glob("training-*")
+    assert file.name.startswith("training-00000003-")
+
+
+def test_plans_are_compared_once(
+    dense: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compared: list[int] = []
+    measure = TrialCompression.divergences
+
+    def counted(self: TrialCompression, plans: Any, before_batch: Any) -> Any:
+        compared.append(len(plans))
+        return measure(self, plans, before_batch)
+
+    monkeypatch.setattr(TrialCompression, "divergences", counted)
+    settings = config(allocation="lagrangian")
+    first, second = (
+        compress(dense, tmp_path / out, settings, ResumeState(directory=tmp_path / "state"))
+        for out in ("first", "second")
+    )
+    assert len(compared) == 1
+    assert first.allocation == second.allocation
+    assert files_of(tmp_path / "first") == files_of(tmp_path / "second")

@@ -6,6 +6,7 @@ So does a comparison of methods, which is a sweep with several methods.
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -165,11 +166,17 @@ def test_results_of_other_settings_are_rejected_and_kept(dense: Path, tmp_path: 
     others = (
         once.model_copy(update={"settings": SETTINGS.model_copy(update={"batch_size": 3})}),
         once.model_copy(update={"evaluation": EVALUATION}),
-        once.model_copy(update={"model": f"{dense}/"}),
     )
     for other in others:
         with pytest.raises(OutputExistsError, match="other settings"):
             compress_sweep(other, tmp_path)
+    namesake = shutil.copytree(dense, tmp_path / "elsewhere" / dense.name)
+    config = json.loads((namesake / "config.json").read_text())
+    (namesake / "config.json").write_text(json.dumps(config | {"comment": "another model"}))
+    with pytest.raises(OutputExistsError, match="another model with the same name"):
+        compress_sweep(once.model_copy(update={"model": str(namesake)}), tmp_path)
+    moved = once.model_copy(update={"model": f"{dense}/"})
+    assert compress_sweep(moved, tmp_path).points[0].resumed_layers == 0
     (tmp_path / "ratio-0.4").mkdir()
     (tmp_path / "ratio-0.4" / "mine").touch()
     with pytest.raises(OutputExistsError, match="already exists"):

@@ -36,6 +36,7 @@ SPECIAL: dict[tuple[str, str], Any] = {
     ("api_keys", "scope"): "read",
     ("webhook_deliveries", "state"): "delivered",
     ("hand_offs", "state"): "done",
+    ("generations", "state"): "queued",
     ("uploads", "kind"): "text",
     ("uploads", "state"): "open",
 }
@@ -127,7 +128,8 @@ def test_a_migration_fails_on_a_locked_table_and_changes_nothing(used: Settings)
 
 LATER_COLUMNS = (
     *("store_prefix", "artifacts_checked_at", "artifacts_missing_at"),
-    *("gpu_bytes", "host_bytes", "device_number", "further_device_numbers"),
+    *("gpu_bytes", "host_bytes", "device_number", "further_device_numbers", "worked_seconds"),
+    "text_columns",
 )
 """Columns of jobs and uploads that revisions from 0013 on add."""
 

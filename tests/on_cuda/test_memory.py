@@ -18,7 +18,15 @@ from intraslice_core.evaluation.comparison import evaluate_one
 from intraslice_core.pipeline import compress_model
 from intraslice_core.progress import ProgressEvent, Stage
 from tests.intraslice_core.tiny_models import tiny_llama
-from tests.on_cuda.devices import LARGE, REAL, compress, observed, same_bytes, settings
+from tests.on_cuda.devices import (
+    LARGE,
+    REAL,
+    compress,
+    observed,
+    require_same_model,
+    same_bytes,
+    settings,
+)
 
 TOLERATED = 1.3
 """Largest ratio of the measured peak to that of the cost model."""
@@ -71,6 +79,35 @@ def test_the_peak_is_that_of_the_cost_model(
     assert observation.peak <= TOLERATED * max(
         stage.host + stage.device for stage in stages.values()
     )
+
+
+# -- wide layers ----------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(REAL, reason="what cuSOLVER takes for its copies is not known")
+def test_a_layer_whose_copies_do_not_fit_is_factorised_in_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The device is too small for the path with copies, and the result is the same."""
+    sizes = {"hidden_size": 16, "intermediate_size": 1024, "num_hidden_layers": 1}
+    dense = tiny_llama(tmp_path / "dense", **sizes)
+    config = settings(method="intraslice_plus", allocation="uniform", batch_size=1)
+    with observed() as ample:
+        copying, _ = compress(dense, tmp_path / "copying", config)
+    gram, memory, messages = 8 * 1024**2, round(0.75 * ample.peak), list[str]()
+    assert ample.peak > 4 * gram
+    with observed(memory=memory) as observation:
+        in_place, _ = compress(
+            dense, tmp_path / "in_place", config, lambda event: messages.append(event.message)
+        )
+    assert any("moments are factorised in place" in message for message in messages)
+    stages = stage_bytes(in_place.geometry, config, item=4, stored=4, in_place=True)["compress"]
+    assert observation.peak <= TOLERATED * (stages.device + stages.host)
+    assert in_place.plan == copying.plan
+    require_same_model(tmp_path / "copying", tmp_path / "in_place")
+    monkeypatch.setattr(residency, "DEVICE_SHARE", float("inf"))
+    with observed(memory=memory), pytest.raises(OutOfDeviceMemoryError):
+        compress(dense, tmp_path / "out", config)
 
 
 # -- smaller batches ------------------------------------------------------------------------------

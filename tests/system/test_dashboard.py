@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 import re
+from datetime import UTC, datetime
 from pathlib import Path
 
 import httpx
 import pytest
 from playwright.sync_api import Browser, Page, Route, expect
 
+from app.domain.generation import GenerationError, PlaygroundModel
+from app.domain.job_log import LogLevel, NewLogLine
 from app.domain.lifecycle import State
 from app.domain.model_source import ModelSource
 from app.domain.principal import OPERATOR
 from app.domain.sweep import SweepRequest
 from app.embedded.seaweed import EmbeddedS3
-from app.services import jobs, sweeps
+from app.services import generation_claims, job_log, jobs, sweeps
 from app.services.resources import Resources
 from app.settings import Settings
 from intraslice_core.config import CompressionConfig, CompressionSettings
 from tests.app.api.serving import serving
 from tests.app.builders import claim_job, in_state, queued, succeeded, weights_on_disk
+from tests.app.fleets import CPU, register, with_long_leases
+from tests.app.generating import answer, claimed
 from tests.browsing import IN_BROWSER, choose_source, chromium, open_card, opened
 from tests.workers.test_worker import tiny_model, worker
 
@@ -96,9 +101,33 @@ def test_late_presets_do_not_overwrite_the_form(browser: Browser, settings: Sett
         page.wait_for_timeout(300)
         for route in held:
             route.continue_()
-        expect(page.get_by_text("Enter an absolute path under models.")).to_be_visible()
+        hint = f"Enter an absolute path under {settings.model_roots[0]}."
+        expect(page.get_by_text(hint)).to_be_visible()
         expect(page.get_by_label("Model", exact=True)).to_have_value("")
         page.close()
+
+
+def check_running(page: Page, resources: Resources, job_id: str) -> None:
+    """Run the job on a worker without process, and look for the worker and the log lines."""
+    register(resources, "host-7:1:ab", CPU)
+    claimed = claim_job(with_long_leases(resources), job_id, "host-7:1:ab")
+    now = datetime.now(UTC)
+    lines = [
+        NewLogLine(time=now, level=LogLevel.INFO, event="step", fields={"message": "reading"}),
+        NewLogLine(time=now, level=LogLevel.WARNING, event="slow disk"),
+    ]
+    job_log.record_lines(resources, claimed.lease, lines)
+    panel = page.get_by_role("log")
+    expect(panel.get_by_text("slow disk")).to_be_visible()
+    expect(panel.get_by_text("reading")).to_be_visible()
+    page.get_by_label("Level", exact=True).select_option("Warnings and errors")
+    expect(panel.get_by_text("reading")).to_have_count(0)
+    page.get_by_text(re.compile(r"^Log \d")).click()
+    expect(panel).to_be_hidden()
+    page.get_by_role("link", name="host-7").click()
+    worker = page.get_by_role("region", name="Worker host-7")
+    expect(worker.get_by_text("Healthy")).to_be_visible()
+    expect(worker.get_by_role("link", name=job_id)).to_be_visible()
 
 
 def test_a_job_is_cancelled_and_retried(
@@ -111,6 +140,9 @@ def test_a_job_is_cancelled_and_retried(
         expect(page.locator("h1 .state.cancelled")).to_be_visible()
         page.get_by_role("button", name="Retry").click()
         expect(page.locator("h1 .state.queued")).to_be_visible()
+        expect(page.get_by_text("Queued: 1st in line.")).to_be_visible()
+        expect(page.get_by_text("No worker is running: the job starts")).to_be_visible()
+        check_running(page, resources, job.id)
         assert log.errors == []
         page.close()
 
@@ -125,6 +157,38 @@ def test_a_job_that_has_ended_is_left_alone(
         page.wait_for_timeout(3000)
         assert sum("/events/stream" in request for request in log.requests) <= 2
         expect(page.get_by_text("The service is not responding")).to_have_count(0)
+        page.close()
+
+
+def test_a_prompt_is_sent_to_both_models(
+    browser: Browser, settings: Settings, resources: Resources
+) -> None:
+    job = in_state(resources, State.SUCCEEDED)
+    with serving(settings) as (url, _):
+        page, log = opened(browser, f"{url}/#/jobs/{job.id}")
+        panel = page.get_by_role("region", name="Try it")
+        panel.get_by_label("Prompt").fill("Once upon a time")
+        panel.get_by_role("button", name="Send prompt").click()
+        expect(panel.get_by_role("status")).to_have_text(
+            "Waiting for a free worker: jobs come first."
+        )
+        panel.get_by_role("button", name="Cancel").click()
+        expect(panel.get_by_role("status")).to_have_text("Cancelled.")
+        panel.get_by_role("button", name="Send prompt").click()
+        expect(panel.get_by_role("button", name="Cancel")).to_be_visible()
+        claim = claimed(resources).generation.claim
+        generation_claims.add_answer(resources, claim, answer(PlaygroundModel.DENSE, "first"))
+        expect(panel.get_by_text("first")).to_be_visible()
+        expect(panel.get_by_role("status")).to_contain_text("The compressed model")
+        error = GenerationError(code="timeout", message="no answer in time")
+        generation_claims.fail(resources, claim, error)
+        expect(panel.get_by_role("alert")).to_contain_text("Time limit exceeded. No answer in time")
+        panel.get_by_role("button", name="Delete prompt and answers").click()
+        expect(panel.get_by_text("first")).to_have_count(0)
+        panel.get_by_label("Longest answer").fill("0")
+        panel.get_by_role("button", name="Send prompt").click()
+        expect(panel.locator("input:invalid")).to_have_count(1)
+        assert log.errors == []
         page.close()
 
 

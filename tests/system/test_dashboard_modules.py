@@ -62,7 +62,9 @@ def call(page: Page, module: str, expression: str, *arguments: Any) -> Any:
         ("m.times(1.001)", "unchanged"),
         ("m.duration(372)", "6m 12s"),
         ("m.roughly(858983)", "9.9 days"),
-        ("m.durationRange(360, 540)", "6\u20139 min"),
+        ("m.durationRange(732, 1180)", "12 to 20 minutes"),
+        ("m.durationRange(24, 170)", "20 seconds to 3 minutes"),
+        ("m.durationRange(58, 61)", "about 1 minute"),
         ("m.number(0.00049, 2)", "0.00049"),
         ("m.number(49290, 3)", "49,300"),
         ("m.number(9.54e-7, 2)", "9.5\u00b710\u207b\u2077"),
@@ -141,16 +143,47 @@ def test_pauses_are_not_work(page: Page) -> None:
     assert call(page, "views/job/progress.js", "m.workSeconds(a[0])", events) == 100
 
 
-def test_the_place_in_line_counts_priority_and_age(page: Page) -> None:
-    jobs = [
-        {"id": "job_3", "priority": 5},
-        {"id": "job_2", "priority": 9},
-        {"id": "job_1", "priority": 5},
-        {"id": "job_0", "priority": 0},
+def test_places_in_line_are_ordinal_numbers(page: Page) -> None:
+    texts = call(page, "views/jobs/line.js", "a.map(m.ordinal)", 1, 2, 3, 4, 11, 12, 21, 113)
+    assert texts == ["1st", "2nd", "3rd", "4th", "11th", "12th", "21st", "113th"]
+
+
+def test_the_log_has_events_and_lines_in_one_order(page: Page) -> None:
+    moment = "2026-03-01T12:00:00Z"
+
+    def event(sequence: int, kind: str, **data: Any) -> dict[str, Any]:
+        return {
+            "sequence": sequence,
+            "type": kind,
+            "created_at": moment,
+            "attempt": 1,
+            "data": data,
+        }
+
+    def line(sequence: int, name: str, level: str = "info", **fields: Any) -> dict[str, Any]:
+        common = {"sequence": sequence, "time": moment, "attempt": 1, "level": level}
+        return common | {"event": name, "fields": fields}
+
+    events = [
+        event(1, "started", worker="host:1:ab"),
+        event(2, "progress", stage="load", message="starting"),
+        event(5, "progress", stage="publish", message="uploading file 1/2"),
+        event(7, "failed", error={"code": "numerical", "message": "singular"}),
     ]
-    place = "m.ordinal(m.placeInLine(a[0], a[1]))"
-    texts = [call(page, "views/jobs/line.js", place, job, jobs) for job in jobs]
-    assert texts == ["3rd", "1st", "2nd", "4th"]
+    lines = [
+        line(3, "step", stage="load", message="reading weights"),
+        line(4, "layer_finished", stage="load", layer=0, layers=2, attention_part=1, mlp_part=0.5),
+        line(6, "engine_crashed", "error", code=3, exception="Traceback\n  File"),
+    ]
+    entries = call(page, "views/job/log.js", "m.logEntries(a[0], a[1])", events, lines)
+    assert [(entry["sequence"], entry["level"], entry["text"]) for entry in entries] == [
+        (1, "info", "a worker has started: host:1:ab"),
+        (3, "info", "reading weights"),
+        (4, "info", "layer 1/2 is finished: attention 100 %, MLP 50 % kept"),
+        (5, "info", "uploading file 1/2"),
+        (6, "error", "the engine crashed code=3\nexception: Traceback\n  File"),
+        (7, "error", "failed: singular (numerical)"),
+    ]
 
 
 @pytest.mark.parametrize(

@@ -10,22 +10,26 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page, expect
 
+from app.domain.job_log import LogLevel, NewLogLine
 from app.domain.lifecycle import State
 from app.domain.principal import OPERATOR, Scope
-from app.services import jobs
+from app.services import job_log, jobs
 from app.services.resources import Resources
 from app.settings import Settings
 from tests.app.api.serving import serving
-from tests.app.builders import in_state, key_of, queued
+from tests.app.builders import claim_job, in_state, key_of, queued
+from tests.app.fleets import CPU, gpu, register, with_long_leases
 from tests.browsing import IN_BROWSER, chromium, opened
 
 browser = chromium
-WIDE, NARROW = 1280, 390
+NARROW = 390
+WIDTHS = (1440, 1280, NARROW)
+"""Widths in pixels at which every view is checked."""
 LINE = 24
 """Height of a line in pixels, with its distance from the next."""
 COLOURS: tuple[Literal["light", "dark"], ...] = ("light", "dark")
 VIEWS = (
-    *("jobs", "new", "new?sweep", "sweeps", "compare", "models", "datasets"),
+    *("jobs", "new", "new?sweep", "sweeps", "compare", "models", "datasets", "workers"),
     *("keys", "webhooks", "audit", "jobs/job_missing", "sweeps/sweep_missing", "nowhere"),
 )
 
@@ -128,7 +132,7 @@ def test_a_job_is_polled_where_streams_are_blocked(
     job = queued(resources)
     with serving(settings) as (url, _):
         page = browser.new_page()
-        page.route("**/events/stream", lambda route: route.abort())
+        page.route("**/events/stream*", lambda route: route.abort())
         page.goto(f"{url}/#/jobs/{job.id}")
         expect(page.locator("h1 .state.queued")).to_be_visible()
         jobs.cancel_job(resources, OPERATOR, job.id)
@@ -178,25 +182,32 @@ def test_login_rejects_an_invalid_key_and_respects_scopes(
         page.close()
 
 
-@pytest.mark.parametrize("width", [WIDE, NARROW])
 def test_every_view_fits_and_is_accessible_without_errors(
-    browser: Browser, settings: Settings, resources: Resources, width: int
+    browser: Browser, settings: Settings, resources: Resources
 ) -> None:
     first, second = (in_state(resources, State.SUCCEEDED).id for _ in range(2))
     waiting = queued(resources).id
     others = (State.FAILED, State.CANCELLED, State.PAUSED)
-    ended = (in_state(resources, state).id for state in others)
-    jobs_of_all_states = (f"jobs/{job}" for job in (first, waiting, *ended))
+    rest = (in_state(resources, state).id for state in others)
+    register(resources, "host:1:ab", CPU, gpu(24))
+    patient = with_long_leases(resources)
+    busy = claim_job(patient, queued(resources, priority=9).id, "host:1:ab")
+    line = NewLogLine(time=busy.created_at, level=LogLevel.WARNING, event="slow disk")
+    job_log.record_lines(resources, busy.lease, [line])
+    jobs_of_all_states = (f"jobs/{job}" for job in (first, waiting, busy.id, *rest))
     pairs = (f"compare?jobs={first},{second}", f"compare?jobs={first},{waiting}")
     with serving(settings) as (url, _):
         for view in (*VIEWS, *jobs_of_all_states, *pairs):
-            page, log = opened(browser, f"{url}/#/{view}", width)
+            page, log = opened(browser, f"{url}/#/{view}")
             expect(page.locator("h1")).to_be_visible()
-            page.wait_for_timeout(300)
-            assert page.evaluate("document.documentElement.scrollWidth") <= width, view
-            for colours in COLOURS:
-                page.emulate_media(color_scheme=colours)
-                assert violations(page) == [], (view, colours)
+            for width in WIDTHS:
+                page.set_viewport_size({"width": width, "height": 900})
+                page.wait_for_timeout(100)
+                assert page.evaluate("document.documentElement.scrollWidth") <= width, view
+                # Contrast depends on the colours, the rest on the width.
+                for colours in COLOURS if width == max(WIDTHS) else COLOURS[:1]:
+                    page.emulate_media(color_scheme=colours)
+                    assert violations(page) == [], (view, width, colours)
             # Chromium logs what the views of missing things ask for.
             assert [error for error in log.errors if "404" not in error] == [], view
             assert all(request.startswith(url) for request in log.requests), log.requests

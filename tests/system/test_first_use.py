@@ -31,8 +31,7 @@ pytestmark = [
 def reduce_job(page: Page) -> None:
     """Choose little text and a fast method; the demo's test has the defaults."""
     page.get_by_text("Advanced settings").click()
-    page.get_by_label("Method", exact=True).select_option("intraslice")
-    page.get_by_label("Allocation method").select_option("uniform")
+    page.get_by_label("Method", exact=True).select_option("flap")
     for text in ("Chat (generated)", "Free text (generated)", "Python code"):
         page.get_by_role("checkbox", name=text, exact=True).first.uncheck()
     page.locator("summary", has_text="Evaluation").click()

@@ -1,4 +1,4 @@
-"""Compression of a model whose weights are larger than the memory limit of the process.
+"""Compression under a memory limit of the process that the weights, or copies of moments, exceed.
 
 The limit is RLIMIT_DATA. Since Linux 4.7 it counts private writable memory: the heap and anonymous
 mappings. It does not count read-only or shared file mappings, which belong to the page cache and
@@ -23,13 +23,17 @@ import torch
 from safetensors.torch import save_file
 
 from intraslice_core.checkpoints.weight_files import INDEX_FILE
-from tests.intraslice_core.tiny_models import tiny_config, tiny_tokenizer
+from tests.intraslice_core.tiny_models import tiny_config, tiny_llama, tiny_tokenizer
 
 pytestmark = [pytest.mark.slow]
 
 LAYERS, WIDTH, INNER, VOCABULARY = 48, 768, 512, 49152
 SPARE = 160 * 2**20
 """Memory that the process may use in addition to that of its imports."""
+NEURONS = 2560
+"""Neurons whose Gram matrix takes 50 MiB."""
+SPARE_OF_WIDE = 215 * 2**20
+"""Memory for three Gram matrices beside the rest of the run; with copies it holds nearly five."""
 
 LIMITED = """
 import resource, sys
@@ -48,6 +52,9 @@ taken = int(status.split("VmData:")[1].split()[0]) * 1024
 limit = taken + int(spare)
 resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
 print(limit, flush=True)
+if what == "copies":
+    from intraslice_core import residency
+    residency.host_memory_bytes = lambda: 2**60
 if what == "load":
     from transformers import AutoModelForCausalLM
     AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
@@ -62,8 +69,10 @@ else:
             source="pydoc", samples=8, sequence_length=64, self_share=0.0
         ),
     )
-    compress_model(model, Path(out), config, verify=False,
-                   offload_dir=Path(states))
+    messages = []
+    compress_model(model, Path(out), config, verify=False, offload_dir=Path(states),
+                   on_progress=lambda event: messages.append(event.message))
+    print(any("in place" in message for message in messages))
 """
 
 
@@ -108,8 +117,10 @@ def dense(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def limited(dense: Path, place: Path, what: str) -> subprocess.CompletedProcess[str]:
-    arguments = (str(dense), str(place / "out"), str(place / "states"), str(SPARE), what)
+def limited(
+    dense: Path, place: Path, what: str, spare: int = SPARE
+) -> subprocess.CompletedProcess[str]:
+    arguments = (str(dense), str(place / "out"), str(place / "states"), str(spare), what)
     return subprocess.run(
         [sys.executable, "-c", LIMITED, *arguments],
         env={
@@ -139,3 +150,14 @@ def test_a_model_larger_than_the_memory_limit_is_compressed(dense: Path, tmp_pat
     layers = weights - embeddings
     assert layers > 2 * SPARE
     assert 0.6 * layers < written - embeddings < 0.75 * layers
+
+
+def test_a_layer_is_factorised_in_place_where_the_limit_excludes_copies(tmp_path: Path) -> None:
+    sizes = {"hidden_size": 16, "intermediate_size": NEURONS, "num_hidden_layers": 1}
+    wide = tiny_llama(tmp_path / "wide", **sizes)
+    done = limited(wide, tmp_path, "compress", SPARE_OF_WIDE)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.split()[1] == "True"
+    copies = limited(wide, tmp_path / "copies", "copies", SPARE_OF_WIDE)
+    assert copies.returncode != 0
+    assert "memory" in copies.stderr.lower(), copies.stderr[-2000:]

@@ -9,11 +9,12 @@ import sys
 from pathlib import Path
 
 import pytest
+from structlog.testing import capture_logs
 
 from intraslice_core import pipeline
 from intraslice_core.config import CalibrationConfig, CompressionConfig, EvaluationConfig
 from intraslice_core.errors import NumericalError, OutOfDeviceMemoryError
-from intraslice_core.progress import Stage
+from intraslice_core.progress import ProgressEvent, Stage
 from tests.intraslice_core.tiny_models import tiny_llama
 from workers.child import Child
 from workers.messages import (
@@ -69,6 +70,38 @@ def test_a_stop_before_the_start_is_a_cancellation(tmp_path: Path) -> None:
     child.request_stop(signal.SIGTERM, None)
     child.run(request(tmp_path))
     assert last_message(out).code == "cancelled"
+
+
+def test_new_steps_and_finished_layers_are_logged() -> None:
+    def event(message: str, **more: object) -> ProgressEvent:
+        values = {"stage": Stage.COMPRESS, "message": message, "fraction": 0.5, "layers": 2}
+        return ProgressEvent.model_validate(values | more)
+
+    done = {
+        "layer": 0,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "qk_head_dim": 8,
+        "v_head_dim": 8,
+        "intermediate_size": 12,
+        "attention_part": 1.0,
+        "mlp_part": 0.5,
+    }
+    child = Child(io.BytesIO())
+    with capture_logs() as entries:
+        for message in ("layer 1/2", "layer 1/2: refit", "layer 1/2"):
+            child._on_progress(event(message, layer=0))
+        child._on_progress(event("layer 1/2 is done", layer=0, finished=done))
+        child._on_progress(event("layer 2/2", layer=1))
+        child._on_progress(event("ready", stage=Stage.VERIFY))
+    logged = [(entry["event"], entry["stage"], entry.get("message")) for entry in entries]
+    assert logged == [
+        ("step", "compress", "layer 1/2"),
+        ("layer_finished", "compress", None),
+        ("step", "verify", "ready"),
+    ]
+    assert (entries[1]["layers"], entries[1]["mlp_part"]) == (2, 0.5)
+    assert "mlp_error" not in entries[1]
 
 
 @pytest.mark.parametrize(

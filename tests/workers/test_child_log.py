@@ -46,6 +46,26 @@ def test_other_json_is_plain_text(tmp_path: Path) -> None:
     assert last_line == "[1]"
 
 
+def test_entries_are_taken_once_and_the_newest_are_kept(tmp_path: Path) -> None:
+    stderr = b"".join(
+        b'{"event": "%d", "level": "info", "job_id": "job_1"}\n' % n for n in range(250)
+    )
+    log = ChildLog(io.BytesIO(stderr + b"plain\n"), tmp_path / "log", CONTEXT)
+    log.close()
+    dropped, *entries = log.take()
+    assert (dropped["event"], dropped["lines"]) == ("lines_dropped", 51)
+    assert [entry["event"] for entry in entries] == [*map(str, range(51, 250)), "plain"]
+    assert (entries[0]["level"], entries[0]["job_id"]) == ("info", "job_1")
+    assert all("timestamp" in entry for entry in entries)
+    assert log.take() == []
+
+
+def test_a_line_nested_too_deeply_is_plain_text(tmp_path: Path) -> None:
+    line = b'{"event": "e", "level": "info", "deep": ' + b"[" * 4000 + b"]" * 4000 + b"}"
+    entries, _last = copy(line, tmp_path / "log")
+    assert len(entries) == 1
+
+
 def test_an_endless_line_is_cut(tmp_path: Path) -> None:
     entries, last_line = copy(b"x" * 100_000, tmp_path / "log")
     assert max(len(str(entry["text"])) for entry in entries) <= 8192

@@ -17,6 +17,7 @@ from app.domain.worker import GIB, Device, Slot
 from app.settings import Settings
 from intraslice_core.config import CompressionConfig
 from intraslice_core.errors import ConfigurationError
+from intraslice_core.host_limit import host_memory_bytes
 from tests.app.fleets import CPU, gpu
 from workers import child_process, devices
 from workers.device_probe import describe_gpus
@@ -50,7 +51,7 @@ def test_a_machine_without_a_driver_runs_as_many_jobs_on_the_cpu_as_it_is_told(
     (device,) = {slot.device for slot in slots}
     assert (device.kind, device.jobs_at_once) == ("cpu", 3)
     assert {slot.visible_devices for slot in slots} == {None}
-    assert 0 < device.memory_bytes == devices.host_memory_bytes()
+    assert 0 < device.memory_bytes == host_memory_bytes()
 
 
 def test_every_gpu_is_a_slot_whose_process_sees_it_alone(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,7 +15,7 @@ from app.services import claims
 from app.services.resources import Resources
 from intraslice_core import resume_state
 from tests.app.builders import running
-from workers.layer_mirror import TRAINING_PREFIX, LayerMirror
+from workers.layer_mirror import LOCAL_PREFIX, TRAINING_PREFIX, LayerMirror
 from workers.runner import layers_directory, remove_stale_work
 
 pytestmark = [pytest.mark.postgres, pytest.mark.broker]
@@ -50,7 +50,8 @@ def test_the_next_attempt_uploads_the_remaining_files(resources: Resources) -> N
     job = running(resources)
     mirror = mirror_of(resources, job)
     states = [f"training-0000000{step}-abcd.safetensors" for step in (1, 2)]
-    finish(mirror, "tokens.safetensors", "hidden-states.safetensors", *states, ".part")
+    local = ("hidden-states.safetensors", f"{LOCAL_PREFIX}work.safetensors", ".part")
+    finish(mirror, "tokens.safetensors", *states, *local)
     mirror.start()
     mirror.flush()
     assert objects(resources, job) == {"tokens.safetensors", states[1]}
@@ -100,7 +101,8 @@ def test_an_older_local_state_does_not_replace_the_stored_one(resources: Resourc
     assert objects(resources, job) == {newer}
 
 
-def test_the_names_of_training_states_are_the_engines() -> None:
+def test_the_names_of_training_states_and_local_files_are_the_engines() -> None:
+    assert resume_state.LOCAL_PREFIX == LOCAL_PREFIX
     assert TRAINING_PREFIX == resume_state.TRAINING_PREFIX
 
 

@@ -16,6 +16,7 @@ from app.domain.job import Job
 from app.domain.lifecycle import State
 from app.domain.principal import OPERATOR
 from app.domain.registry_hand_off import TRIES, HandOff, HandOffState
+from app.domain.service import HandOffTarget
 from app.services import jobs, publication, registry_hand_offs
 from app.services.resources import Resources
 from app.settings import Settings
@@ -148,6 +149,52 @@ def test_another_worker_takes_over_and_the_late_one_changes_nothing(
     registry_hand_offs.perform(pushing, killed)
     (done,) = listed(pushing, job)
     assert (done.state, done.attempts) == (HandOffState.DONE, 2)
+
+
+def test_a_request_pushes_once_more_under_another_name(
+    pushing: Resources, hub: Hub, tmp_path: Path
+) -> None:
+    job = succeed(pushing, tmp_path / "small")
+    late = registry_hand_offs.claim_due(pushing)
+    assert late is not None
+    make_due(pushing)
+    perform_due_hand_off(pushing)
+    request = (pushing, OPERATOR, job.id, HandOffTarget.HUB, "by-hand")
+    requested = registry_hand_offs.request_hand_off(*request)
+    assert (requested.state, requested.attempts) == (HandOffState.PENDING, 0)
+    again = registry_hand_offs.claim_due(pushing)
+    assert again is not None
+    assert again.attempt == late.attempt
+    # The lost attempt of the first request has the same number.
+    registry_hand_offs.perform(pushing, late)
+    registry_hand_offs.perform(pushing, again)
+    (done,) = listed(pushing, job)
+    assert (done.state, done.url) == (HandOffState.DONE, f"{hub.url}/acme/by-hand")
+    assert set(hub.repositories) == {"acme/Big-1B-0.3-research", "acme/by-hand"}
+
+
+def test_results_are_handed_off_only_on_request_if_the_deployment_says_so(
+    pushing: Resources, hub: Hub, tmp_path: Path
+) -> None:
+    manual = with_settings(pushing, handoff_automatic=False)
+    job = succeed(manual, tmp_path / "small")
+    assert listed(manual, job) == []
+    registry_hand_offs.request_hand_off(manual, OPERATOR, job.id, HandOffTarget.HUB, None)
+    assert perform_due_hand_off(manual) == 1
+    assert set(hub.repositories) == {"acme/Big-1B-0.3-research"}
+
+
+def test_a_worker_without_the_settings_leaves_the_hand_off_to_others(
+    pushing: Resources, resources: Resources, hub: Hub, tmp_path: Path
+) -> None:
+    job = succeed(pushing, tmp_path / "small")
+    assert perform_due_hand_off(resources) == 1
+    (waiting,) = listed(pushing, job)
+    assert waiting.state is HandOffState.PENDING
+    assert "INTRASLICE_HANDOFF_HUB_NAMESPACE" in (waiting.error or "")
+    make_due(pushing)
+    assert perform_due_hand_off(pushing) == 1
+    assert [each.state for each in listed(pushing, job)] == [HandOffState.DONE]
 
 
 def test_a_long_hand_off_keeps_its_lease(

@@ -14,17 +14,18 @@ from pathlib import Path
 import psutil
 import pytest
 
-from app.adapters.database import job_changes, leases
+from app.adapters.database import job_changes, leases, past_runs
 from app.adapters.database.migrate import upgrade
 from app.domain.artifact import job_prefix
 from app.domain.errors import StoreUnavailableError
 from app.domain.job import Job, Progress
+from app.domain.job_log import LogLevel
 from app.domain.lifecycle import State
 from app.domain.model_source import ModelSource
 from app.domain.principal import OPERATOR
 from app.domain.worker import GIB, Device, Slot
 from app.embedded.postgres import EmbeddedPostgres
-from app.services import claims, jobs, layer_files, publication
+from app.services import claims, job_log, jobs, layer_files, publication
 from app.services.resources import Resources, open_resources
 from app.settings import Settings
 from intraslice_core.config import CompressionConfig
@@ -134,6 +135,16 @@ def test_a_crashed_child_is_retried_up_to_the_last_attempt(
     assert job.error.retryable
     if behaviour == "crash":
         assert "exit code 7: Segmentation something" in job.error.message
+        lines = job_log.list_lines(
+            resources, OPERATOR, job.id, after=0, limit=100, level=LogLevel.INFO
+        ).data
+        assert [(line.attempt, line.event) for line in lines] == [
+            (attempt, event)
+            for attempt in range(1, 4)
+            for event in ("some output", "Segmentation something")
+        ]
+        end = jobs.list_events(resources, OPERATOR, job.id, after=0, limit=100).data[-1]
+        assert lines[-1].sequence < end.sequence, "the end of the job is the end of its stream"
     assert_nothing_is_left(resources, job)
 
 
@@ -212,7 +223,8 @@ def test_jobs_are_claimed_by_priority_then_age(resources: Resources) -> None:
 
 
 @pytest.mark.parametrize("behaviour", ["wait_for_stop", "ignore_stop"])
-def test_a_paused_job_runs_again_when_resumed(resources: Resources, behaviour: str) -> None:
+def test_a_paused_job_runs_again_when_resumed(settings: Settings, behaviour: str) -> None:
+    resources = open_resources(settings.model_copy(update={"pause_seconds": 0.3}))
     job = queued(resources)
     with ThreadPoolExecutor(1) as pool:
         future = pool.submit(run, resources, behaviour)
@@ -228,6 +240,9 @@ def test_a_paused_job_runs_again_when_resumed(resources: Resources, behaviour: s
     done = run(resources, "finish")
     assert done is not None
     assert (done.state, done.attempt) == (State.SUCCEEDED, 1)
+    with resources.database.transaction() as transaction:
+        assert past_runs.by_device(transaction) == []
+    resources.close()
 
 
 def test_an_overdue_job_fails_without_retry(resources: Resources) -> None:

@@ -95,6 +95,7 @@ def test_a_real_job_from_request_to_download(
     model, log = tiny_model(tmp_path), tmp_path / "worker.log"
     # Starlette's test client has the interface of httpx.Client.
     upload = Client("http://testserver", http=client).uploads.model(model)  # type: ignore[arg-type]
+    dense_text = greedy_text(model)
     shutil.rmtree(model)
     with worker(settings, log) as process:
         request = body(model) | {"model": {"source": "upload", "ref": upload.id}}
@@ -103,6 +104,7 @@ def test_a_real_job_from_request_to_download(
         wait_for(lambda: state(client, job) in ended, log)
         done = client.get(job["urls"]["self"]).json()
         assert done["state"] == "succeeded", (done["error"], log.read_text()[-3000:])
+        generation = answered(client, job, log)
         process.terminate()
         assert process.wait(20) == 0, log.read_text()[-3000:]
     result = done["result"]
@@ -117,12 +119,49 @@ def test_a_real_job_from_request_to_download(
     from intraslice_core.evaluation.verification import verify_checkpoint
 
     assert verify_checkpoint(target).prompts > 0
-    events = client.get(job["urls"]["events"]).json()["data"]
-    assert [event["sequence"] for event in events] == list(range(1, len(events) + 1))
-    assert (events[0]["type"], events[-1]["type"]) == ("queued", "succeeded")
+    assert [(answer["model"], answer["text"]) for answer in generation["answers"]] == [
+        ("dense", dense_text),
+        ("compressed", greedy_text(target)),
+    ]
+    assert PROMPT not in log.read_text()
+    assert str(tmp_path) not in json.dumps(assert_whole_log(client, job))
     assert list((settings.data_dir / "work").glob("*/*")) == []
     speeds = json.loads((settings.data_dir / "stage-speeds.json").read_text())
-    assert {"compress", "verify", "evaluate"} <= set(*speeds.values())
+    ((run,),) = speeds.values()
+    assert {"compress", "verify", "evaluate"} <= set(run["seconds"])
+
+
+def assert_whole_log(client: TestClient, job: dict[str, Any]) -> list[dict[str, Any]]:
+    """Check that events and log lines share one count, and return the lines."""
+    events = client.get(job["urls"]["events"]).json()["data"]
+    lines: list[dict[str, Any]] = client.get(f"{job['urls']['self']}/logs").json()["data"]
+    numbers = sorted(entry["sequence"] for entry in (*events, *lines))
+    assert numbers == list(range(1, len(events) + len(lines) + 1))
+    assert {"child_started", "step", "layer_finished"} <= {line["event"] for line in lines}
+    assert (events[0]["type"], events[-1]["type"]) == ("queued", "succeeded")
+    return lines
+
+
+PROMPT = "The worker must not log this"
+
+
+def answered(client: TestClient, job: dict[str, Any], log: Path) -> dict[str, Any]:
+    """Send a prompt to both models and return the generation once it has ended."""
+    body = {"prompt": PROMPT, "max_new_tokens": 8}
+    place = client.post(f"/v1/jobs/{job['id']}/generate", json=body).headers["location"]
+    wait_for(lambda: client.get(place).json()["state"] in {"succeeded", "failed"}, log)
+    generation: dict[str, Any] = client.get(place).json()
+    assert generation["state"] == "succeeded", (generation["error"], log.read_text()[-3000:])
+    for answer in generation["answers"]:
+        assert min(answer["load_seconds"], answer["tokens_per_second"], answer["new_tokens"]) > 0
+    return generation
+
+
+def greedy_text(directory: Path) -> str:
+    from intraslice_core.evaluation.generation import Decoding, continue_prompt
+
+    decoding = Decoding(max_new_tokens=8)
+    return continue_prompt(directory, PROMPT, decoding, dtype="auto", device="cpu").text
 
 
 def start_long_job(client: TestClient, model: Path, log: Path) -> dict[str, Any]:

@@ -26,25 +26,23 @@ _NONE = -1
 
 
 def can_run(
-    device: Device, registered: Iterable[Registration], host_bytes: int, total: int = 1
+    device: Device, registered: Iterable[Registration], host_bytes: int
 ) -> ColumnElement[bool]:
-    """Return the condition that equal devices of a worker, all free, may claim a job.
+    """Return the condition that a device may claim a job, with others like it where it needs some.
 
     A CPU takes what does not ask for a GPU and fits the memory of its host. A GPU takes what fits
     it. Only where no worker without GPUs has the memory, it also takes what asks for a CPU, and
     jobs on `auto` that fit no GPU: they run on its host's CPU, and would wait for ever otherwise.
 
     Args:
-        device: the device of the claiming slots.
+        device: the device of the claiming slot.
         registered: all live workers; not considered for a CPU.
         host_bytes: memory of the worker's host.
-        total: number of such devices that the worker has.
     """
     on_host = and_(~_ASKS_FOR_GPU, fits_host(host_bytes))
     if device.kind == "cpu":
         return on_host
-    fits = and_(runs_on(device), total >= DEVICES)
-    return or_(fits, and_(on_host, _lacks_a_device(tuple(registered))))
+    return or_(runs_on(device), and_(on_host, _lacks_a_device(tuple(registered))))
 
 
 def runs_on(gpu: Device) -> ColumnElement[bool]:

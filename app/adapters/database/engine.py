@@ -146,6 +146,7 @@ def _engine(url: str, session: dict[str, str], **pool: Any) -> Engine:
         pool_timeout=_POOL_WAIT_SECONDS,
         pool_use_lifo=True,
         connect_args={"options": options, "connect_timeout": _CONNECT_SECONDS},
+        hide_parameters=True,  # errors are logged, and a parameter may be a prompt
         json_serializer=to_storable_json,
         json_deserializer=from_json,  # twice as fast as the standard library's
         **pool,

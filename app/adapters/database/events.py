@@ -16,7 +16,9 @@ from app.domain.events import Event, EventType
 def append(
     transaction: Transaction, job_id: str, kind: EventType, data: dict[str, Any] | None = None
 ) -> None:
-    """Number the event and insert it; the job's row is locked, so numbers have no gaps.
+    """Number the event and insert it; the job's row is locked, so numbers rise with time.
+
+    Log lines of the job take numbers of the same sequence.
 
     This also queues the deliveries to the project's webhooks and notifies watchers of the job, so
     callers need to do neither.

@@ -2,13 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import timedelta
 from typing import Any
 
-from sqlalchemy import ColumnElement, Executable, Row, and_, func, update
+from sqlalchemy import (
+    ColumnElement,
+    Executable,
+    Float,
+    Row,
+    and_,
+    case,
+    cast,
+    extract,
+    func,
+    select,
+    update,
+)
 
 from app.adapters.database import workers
 from app.adapters.database.engine import Transaction
+from app.adapters.database.queue_positions import positions
 from app.adapters.database.tables import jobs
 from app.domain.job import JobRecord, JobUrls, Lease
 from app.domain.lifecycle import LEASED, TRANSITIONS, Action, State
@@ -23,7 +37,6 @@ _HIDDEN = {
     "next_hint_at",
     "settled_at",
     "queued_at",
-    "claimed_at",
     "device_number",
     "further_device_numbers",
     "artifacts_checked_at",
@@ -36,7 +49,15 @@ COLUMNS: tuple[ColumnElement[Any], ...] = (
 _NAMES = tuple(str(column.key) for column in COLUMNS)
 
 FIRST_HINT_SECONDS = 60
-NO_LEASE: dict[str, Any] = {"lease_owner": None, "lease_expires_at": None}
+_CLAIMED_AT = case((jobs.c.lease_owner.is_not(None), jobs.c.claimed_at))
+_WORKED = func.coalesce(cast(extract("epoch", func.now() - _CLAIMED_AT), Float), 0.0)
+"""Seconds since a worker claimed the job; 0 if none runs it."""
+NO_LEASE: dict[str, Any] = {
+    "lease_owner": None,
+    "lease_expires_at": None,
+    "worked_seconds": jobs.c.worked_seconds + _WORKED,
+}
+"""Values of a job that no worker runs any longer, with the time that the last one worked on it."""
 
 
 def fetch(
@@ -129,20 +150,36 @@ def _record(row: Row[Any]) -> JobRecord:
     return JobRecord.model_validate(values | {"urls": JobUrls.of(values["id"])})
 
 
+def _without_those_that_left(
+    transaction: Transaction, records: list[JobRecord], places: Mapping[str, int]
+) -> list[JobRecord]:
+    """Return the jobs, those read again that left the queue before the places were read."""
+    left = [job.id for job in records if job.state is State.QUEUED and job.id not in places]
+    if not left:
+        return records
+    rows = transaction.execute(select(*COLUMNS).where(jobs.c.id.in_(left))).all()
+    current = {job.id: job for job in map(_record, rows)}
+    return [current.get(job.id, job) for job in records]
+
+
 def _with_reasons(transaction: Transaction, records: list[JobRecord]) -> list[JobRecord]:
     """Return the jobs, the queued ones with the reason why no registered worker can run them.
 
-    The reason is computed from the live registrations at every reading and stored nowhere.
+    The reason is computed from the live registrations at every reading and stored nowhere, as is
+    the place in the queue.
     """
+    places = positions(transaction, records)
+    records = _without_those_that_left(transaction, records, places)
     if not any(record.state is State.QUEUED for record in records):
         return records
     registered = workers.live_registrations(transaction)
     return [
         record.model_copy(
             update={
+                "queue_position": places.get(record.id),
                 "waiting": waiting_reason(
                     Requirement.of(record.compression, record.memory), registered
-                )
+                ),
             }
         )
         if record.state is State.QUEUED

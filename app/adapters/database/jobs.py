@@ -112,6 +112,13 @@ def with_ids(transaction: Transaction, job_ids: Sequence[str]) -> list[JobRecord
     return [by_id[job_id] for job_id in job_ids if job_id in by_id]
 
 
+def set_labels(transaction: Transaction, job_id: str, labels: dict[str, str]) -> JobRecord:
+    """Replace the labels of a job, which must exist."""
+    statement = update(jobs).where(jobs.c.id == job_id).values(labels=labels).returning(*COLUMNS)
+    (job,) = fetch(transaction, statement)
+    return job
+
+
 def find_report(transaction: Transaction, job_id: str) -> dict[str, Any] | None:
     report: dict[str, Any] | None = transaction.scalar(
         select(jobs.c.report).where(jobs.c.id == job_id)

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from datetime import timedelta
 
-from sqlalchemy import ColumnElement, and_, false, func, or_, select, true, update
+from sqlalchemy import ColumnElement, and_, func, select, true, update
 
-from app.adapters.database import workers
-from app.adapters.database.capability import DEVICES, can_run, fits_host, runs_on
+from app.adapters.database.capability import DEVICES
+from app.adapters.database.claim_conditions import claim_conditions
 from app.adapters.database.engine import Transaction
 from app.adapters.database.job_rows import COLUMNS, change, fetch, from_now, owned, seconds
 from app.adapters.database.notifications import announcement
 from app.adapters.database.tables import jobs
 from app.domain.job import JobRecord, Lease, Progress
 from app.domain.lifecycle import LEASED, TRANSITIONS, Action, State
-from app.domain.worker import Device, FreeSlots
+from app.domain.worker import FreeSlots
 from intraslice_core.progress import Stage
 
 
@@ -79,42 +78,29 @@ def _conditions(
 
     It can run a job once enough of its slots are free.
     """
-    if free is None:
-        return true(), true()
-    device = free.device
-    if device.kind == "cpu":
-        capable = can_run(device, (), device.memory_bytes)
-        if device.jobs_at_once == 1:
-            return capable, true()
-        in_use = _host_bytes_in_use(transaction, owner, ())
-        return capable, fits_host(device.memory_bytes - in_use)
-    # Only a GPU asks which devices the other workers have.
-    registered = workers.live_registrations(transaction)
-    own = next((worker for worker in registered if worker.id == owner), None)
-    # A worker that has yet to register takes no job that needs the memory of its host.
-    room = 0
-    if own is not None:
-        room = own.host_memory_bytes - _host_bytes_in_use(transaction, owner, own.devices)
-    # A GPU is not left idle for a job that would run on its host's CPU.
-    return can_run(device, registered, room, free.total), true()
+    slot = None if free is None else free.slots[0]
+    on_device, has_room = claim_conditions(transaction, owner, slot)
+    capable = on_device if free is None else and_(on_device, free.total >= DEVICES)
+    return capable, has_room
 
 
-def _host_bytes_in_use(transaction: Transaction, owner: str, devices: Sequence[Device]) -> int:
-    """Return the host memory of the worker's running jobs, without those that run on its GPUs.
+def has_waiting(
+    transaction: Transaction, owner: str, free: FreeSlots | None, seconds: float
+) -> bool:
+    """Return whether a job that the slots could run has been queued for this many seconds.
 
-    Until the transaction ends, claims of the worker's other slots wait: they would find the same
-    memory free.
+    One that needs more devices than are free counts, as the slots are to become free for it.
     """
-    transaction.execute(select(func.pg_advisory_xact_lock(func.hashtextextended(owner, 0))))
-    on_gpus = [
-        and_(jobs.c.device_number == number, runs_on(device))
-        for number, device in enumerate(devices)
-        if device.kind == "gpu"
-    ]
-    query = select(func.sum(jobs.c.host_bytes)).where(
-        jobs.c.lease_owner == owner, jobs.c.state.in_(LEASED), ~or_(false(), *on_gpus)
+    query = (
+        select(jobs.c.id)
+        .where(
+            jobs.c.state == State.QUEUED,
+            jobs.c.queued_at <= func.now() - timedelta(seconds=seconds),
+            *_conditions(transaction, owner, free),
+        )
+        .limit(1)
     )
-    return int(transaction.scalar(query) or 0)
+    return transaction.scalar(query) is not None
 
 
 def renew(transaction: Transaction, lease: Lease, lease_seconds: float) -> State | None:

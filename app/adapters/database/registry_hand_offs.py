@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any
 
-from sqlalchemy import ColumnElement, Row, and_, func, insert, select, update
+from sqlalchemy import ColumnElement, Row, and_, func, select, update
+from sqlalchemy.dialects.postgresql import insert
 
 from app.adapters.database.engine import Transaction
 from app.adapters.database.tables import hand_offs
@@ -19,8 +20,8 @@ from app.domain.registry_hand_off import (
     HandedOff,
     HandOff,
     HandOffState,
-    HandOffTarget,
 )
+from app.domain.service import HandOffTarget
 
 _PENDING = hand_offs.c.state == HandOffState.PENDING
 
@@ -36,6 +37,30 @@ def add(transaction: Transaction, job_id: str, targets: Sequence[HandOffTarget])
                 next_try_at=func.now(),
             )
         )
+
+
+def request(
+    transaction: Transaction, job_id: str, target: HandOffTarget, name: str | None
+) -> HandOff:
+    """Insert a pending hand-off, in place of an earlier one to the same target that has ended."""
+    values: dict[str, Any] = {
+        "state": HandOffState.PENDING,
+        "attempts": 0,
+        "created_at": func.now(),
+        "finished_at": None,
+        "next_try_at": func.now(),
+        "reference": None,
+        "url": None,
+        "error": None,
+        "name": name,
+    }
+    row = transaction.execute(
+        insert(hand_offs)
+        .values(job_id=job_id, target=target, **values)
+        .on_conflict_do_update(index_elements=["job_id", "target"], set_=values, where=~_PENDING)
+        .returning(hand_offs)
+    ).one()
+    return _hand_off(row)
 
 
 def of_job(transaction: Transaction, job_id: str) -> list[HandOff]:
@@ -60,11 +85,17 @@ def claim(transaction: Transaction, lease: timedelta) -> DueHandOff | None:
             hand_offs.c.target == first.c.target,
         )
         .values(attempts=hand_offs.c.attempts + 1, next_try_at=func.now() + lease)
-        .returning(hand_offs.c.job_id, hand_offs.c.target, hand_offs.c.attempts)
+        .returning(hand_offs)
     ).one_or_none()
     if row is None:
         return None
-    return DueHandOff(job_id=row.job_id, target=HandOffTarget(row.target), attempt=row.attempts)
+    return DueHandOff(
+        job_id=row.job_id,
+        target=HandOffTarget(row.target),
+        attempt=row.attempts,
+        requested_at=row.created_at,
+        name=row.name,
+    )
 
 
 def keep(transaction: Transaction, due: DueHandOff, lease: timedelta) -> None:
@@ -97,6 +128,7 @@ def _this_try(due: DueHandOff) -> ColumnElement[bool]:
         hand_offs.c.job_id == due.job_id,
         hand_offs.c.target == due.target,
         hand_offs.c.attempts == due.attempt,
+        hand_offs.c.created_at == due.requested_at,
         _PENDING,
     )
 

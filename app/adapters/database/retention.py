@@ -15,7 +15,14 @@ from sqlalchemy import ColumnElement, Select, and_, case, delete, func, or_, sel
 from app.adapters.database.engine import Transaction
 from app.adapters.database.jobs import with_ids
 from app.adapters.database.notifications import announce
-from app.adapters.database.tables import artifacts, events, jobs, layer_files
+from app.adapters.database.tables import (
+    artifacts,
+    events,
+    generations,
+    jobs,
+    layer_files,
+    log_lines,
+)
 from app.domain.events import EventType
 from app.domain.job import Job, JobRecord
 from app.domain.lifecycle import TERMINAL, State
@@ -154,8 +161,11 @@ def _due(limit: int | None) -> Select[Any]:
 
 
 def finish_expiry(transaction: Transaction, job_id: str) -> None:
-    """Delete the rows of removed objects and the progress events; other events stay."""
-    for table in (artifacts, layer_files):
+    """Delete rows of the job: removed objects, prompts, answers, log lines and progress events.
+
+    Other events stay.
+    """
+    for table in (artifacts, layer_files, generations, log_lines):
         transaction.execute(delete(table).where(table.c.job_id == job_id))
     transaction.execute(
         delete(events).where(events.c.job_id == job_id, events.c.type == EventType.PROGRESS)

@@ -13,6 +13,7 @@ from app.adapters.database.tables import jobs, uploads
 from app.domain.lifecycle import TERMINAL
 from app.domain.upload import (
     REFERENCE,
+    TextColumns,
     UploadError,
     UploadRecord,
     UploadRequest,
@@ -112,7 +113,11 @@ def touch(transaction: Transaction, upload_id: str) -> bool:
 
 
 def end_check(
-    transaction: Transaction, upload_id: str, error: UploadError | None, lifetime: timedelta | None
+    transaction: Transaction,
+    upload_id: str,
+    error: UploadError | None,
+    lifetime: timedelta | None,
+    text_columns: TextColumns | None = None,
 ) -> bool:
     """Mark as ready, or as refused with an error; `lifetime` counts from now, None for ever."""
     state = UploadState.READY if error is None else UploadState.REFUSED
@@ -122,6 +127,7 @@ def end_check(
         UploadState.VERIFYING,
         state=state,
         error=error and error.model_dump(mode="json"),
+        text_columns=text_columns and text_columns.model_dump(mode="json"),
         expires_at=None if lifetime is None else func.now() + lifetime,
     )
 

@@ -23,6 +23,10 @@ _REGISTRATIONS = select(
 ).where(_LIVE)
 _NO_JOBS = {"jobs"}
 """Fields of a device that its worker does not register."""
+# Half of what is left, so a third of the time for which a heartbeat counts: two are missing.
+_ELAPSED = func.now() - workers.c.seen_at
+_SILENT = workers.c.expires_at - func.now() < _ELAPSED + _ELAPSED
+_LISTED = (*workers.c, _SILENT.label("silent"))
 
 
 def register(transaction: Transaction, registration: Registration, expiry_seconds: float) -> bool:
@@ -73,7 +77,8 @@ def live_registrations(transaction: Transaction) -> tuple[Registration, ...]:
 
 def live(transaction: Transaction, project_id: str) -> tuple[Worker, ...]:
     """Return the live workers with their running jobs; those of other projects without details."""
-    rows = transaction.execute(select(workers).where(_LIVE).order_by(workers.c.started_at)).all()
+    query = select(*_LISTED).where(_LIVE).order_by(workers.c.started_at)
+    rows = transaction.execute(query).all()
     running = _running(transaction, project_id)
     return tuple(_worker(row, running) for row in rows)
 

@@ -23,7 +23,7 @@ data: {"state":"running","stage":"compress","progress":{"fraction":0.4,"message"
 """
 _STREAM: dict[int | str, dict[str, Any]] = {
     200: {"content": {EventSourceResponse.media_type: {"example": _EXAMPLE}}},
-    204: {"description": "The job has ended and the client has its whole log: do not reconnect."},
+    204: {"description": "The job has ended and the client has all its events: do not reconnect."},
 }
 
 
@@ -35,15 +35,16 @@ _STREAM: dict[int | str, dict[str, Any]] = {
 async def stream_events(
     position: PositionDep, resources: ResourcesDep
 ) -> AsyncIterator[ServerSentEvent]:
-    """Stream a job's log until the job has ended.
+    """Stream a job's events until the job has ended, with `logs` also its log lines.
 
-    Every event of the log is one message: `id` is its `sequence`, `event` its `type`, `data` its
-    JSON as in the list of events. A client that reconnects sends the last `id` as `Last-Event-ID`
-    and misses nothing.
+    Every event is one message: `id` is its `sequence`, `event` its `type`, `data` its JSON as in
+    the list of events. With `logs=true` every line of the engine's log is a message too, with
+    `event: log` and its JSON as in the list of log lines. A client that reconnects sends the last
+    `id` as `Last-Event-ID` and misses nothing.
 
-    Progress that is too frequent for the log is sent as `event: live`, with the job's current
-    `state`, `stage`, `progress` and `attempt`. These messages have no `id` and are not repeated:
-    each replaces the one before, and the first follows the events that the log already has.
+    Progress that is too frequent for an event is sent as `event: live`, with the job's current
+    `state`, `stage`, `progress`, `attempt` and `queue_position`. These messages have no `id` and
+    are not repeated: each replaces the one before, and the first follows all earlier events.
     """
     async for message in follow(position, resources.settings.stream_heartbeat_seconds):
         yield message

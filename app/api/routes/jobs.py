@@ -11,6 +11,7 @@ from fastapi.concurrency import run_in_threadpool
 
 from app.api.conditional import (
     NOT_MODIFIED,
+    IfMatch,
     IfNoneMatch,
     Representation,
     WaitQuery,
@@ -26,6 +27,7 @@ from app.api.dependencies import (
     Writer,
 )
 from app.api.documentation import problems
+from app.api.edit_schemas import JobEdit
 from app.api.negotiation import HTML, JSON, preferred
 from app.api.schemas import JobCreate
 from app.domain.artifact import Archive, Artifact, ArtifactList
@@ -111,6 +113,25 @@ async def get_job(
         job = await run_in_threadpool(jobs.get_job, resources, principal, job_id)
         shown = Representation.of(job)
     return shown.response(if_none_match)
+
+
+@router.patch("/{job_id}", response_model=Job, responses=problems(404, 412))
+def edit_job(
+    job_id: str,
+    body: JobEdit,
+    resources: ResourcesDep,
+    principal: Writer,
+    if_match: IfMatch = None,
+) -> Response:
+    """Change a job's name and labels, in any state; those that the body does not name stay."""
+    edited = jobs.edit_labels(
+        resources,
+        principal,
+        job_id,
+        body.changes(),
+        is_current=lambda job: Representation.of(job).fulfils(if_match),
+    )
+    return Representation.of(edited).response(None)
 
 
 @router.post("/{job_id}/cancel", status_code=202, responses=problems(404, 409))

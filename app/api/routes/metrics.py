@@ -65,6 +65,12 @@ def _families(backlog: Backlog) -> Iterator[Metric]:
     yield _labelled(
         metrics.DEVICES, "Devices of the registered workers, by kind.", "kind", backlog.devices
     )
+    yield _labelled(
+        metrics.GENERATIONS_LIVE,
+        "Generations of the playground that have not ended, by state.",
+        "state",
+        backlog.generations,
+    )
     yield GaugeMetricFamily(
         metrics.OUTBOX_MESSAGES, "Messages the broker has not taken yet.", value=backlog.messages
     )

@@ -2,27 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import typer
 
 from app.cli.exit_codes import ExitCode
-from app.cli.remote.tables import print_json
+from app.cli.remote.tables import ordinal, print_json
 
 if TYPE_CHECKING:
     from app.domain.events import JobLive
     from app.domain.job import Job
+    from app.domain.job_log import LogLine
     from intraslice_client import Client
     from intraslice_core.progress import ProgressEvent
 
 
 def follow(client: Client, job_id: str) -> Job:
-    """Show a progress bar until the job has ended; Ctrl-C leaves the job running."""
+    """Show a progress bar until the job has ended; Ctrl-C leaves the job running.
+
+    While the job is queued, its place in the queue and the reason why it waits are shown.
+    """
     from app.cli.progress_display import show_progress
     from app.domain.events import JobLive
 
-    state = ""
+    shown = ""
     try:
         with show_progress() as show_event:
             for message in client.jobs.watch(job_id):
@@ -31,13 +36,26 @@ def follow(client: Client, job_id: str) -> Job:
                 event = _progress_event(message)
                 if event is not None and message.state == "running":
                     show_event(event)
-                elif message.state != state and message.state in _WAITING:
-                    typer.echo(_WAITING[message.state], err=True)
-                state = message.state
+                    shown = ""
+                elif (sentence := waiting_sentence(message)) not in ("", shown):
+                    shown = sentence
+                    typer.echo(sentence, err=True)
     except KeyboardInterrupt:
         typer.echo(f"the job keeps running; show it again: intraslice watch {job_id}", err=True)
         raise typer.Exit(ExitCode.INTERRUPTED) from None
     return client.jobs.get(job_id)
+
+
+def print_logs(lines: Iterable[LogLine], job_id: str, *, as_json: bool) -> None:
+    """Print log lines as they come; Ctrl-C ends the output and leaves the job running."""
+    from app.domain.job_log import line_text
+
+    try:
+        for line in lines:
+            typer.echo(line.model_dump_json() if as_json else line_text(line))
+    except KeyboardInterrupt:
+        typer.echo(f"the job keeps running; show more: intraslice logs {job_id}", err=True)
+        raise typer.Exit(ExitCode.INTERRUPTED) from None
 
 
 def finish(job: Job, *, as_json: bool) -> None:
@@ -68,13 +86,25 @@ def download_files(client: Client, job_id: str, directory: Path) -> tuple[Path, 
 
 
 _WAITING = {
-    "queued": "queued: waiting for a worker",
     "paused": "paused: `intraslice resume` continues it",
     "pausing": "pausing",
     "cancelling": "cancelling",
     "running": "starting",
 }
-"""Sentences for states without progress."""
+"""Sentences for states without progress; a queued job has a place in line too."""
+
+
+def waiting_sentence(live: JobLive) -> str:
+    """Return why a job without progress does not run, and for a queued job its place in line.
+
+    Empty for a job that has ended.
+    """
+    if live.state != "queued":
+        return _WAITING.get(live.state, "")
+    place = "" if live.queue_position is None else f", {ordinal(live.queue_position)} in line"
+    if live.waiting is None:
+        return f"queued{place}: waiting for a worker"
+    return f"queued{place}: {live.waiting.message.removeprefix('waiting: ')}"
 
 
 def _progress_event(live: JobLive) -> ProgressEvent | None:
@@ -89,4 +119,6 @@ def _progress_event(live: JobLive) -> ProgressEvent | None:
         layer=live.progress.layer,
         layers=live.progress.layers,
         eta_seconds=live.progress.eta_seconds,
+        eta_seconds_low=live.progress.eta_seconds_low,
+        eta_seconds_high=live.progress.eta_seconds_high,
     )

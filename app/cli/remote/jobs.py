@@ -11,9 +11,9 @@ import typer
 from app.cli.errors import reported_errors
 from app.cli.exit_codes import TABLE
 from app.cli.panels import ON_A_SERVICE
-from app.cli.remote.following import download_files, finish, follow
+from app.cli.remote.following import download_files, finish, follow, print_logs
 from app.cli.remote.link import Link, takes_service_options
-from app.cli.remote.requests import labels
+from app.cli.remote.requests import edited_labels, labels
 from app.cli.remote.tables import (
     JOB_COLUMNS,
     job_rows,
@@ -22,6 +22,7 @@ from app.cli.remote.tables import (
     print_state,
     print_table,
 )
+from app.domain.job_log import LogLevel
 from app.domain.lifecycle import State
 from intraslice_core.files import require_writable_directory
 
@@ -30,7 +31,8 @@ JobArgument = Annotated[str, typer.Argument(metavar="JOB", help="Id of the job."
 
 def register(app: typer.Typer) -> None:
     """Add the commands to the command line."""
-    for command in (show, watch, cancel, pause, resume, retry, delete, download, compare):
+    commands = (show, watch, logs, edit, cancel, pause, resume, retry, delete, download, compare)
+    for command in commands:
         app.command(rich_help_panel=ON_A_SERVICE, epilog=TABLE)(command)
     app.command("list", rich_help_panel=ON_A_SERVICE, epilog=TABLE)(list_jobs)
 
@@ -90,6 +92,49 @@ def watch(*, job: JobArgument, link: Link) -> None:
     """Show the progress of a job until it ends; exit with code 1 if it does not succeed."""
     with link.client(is_long=True) as client:
         finish(follow(client, job), as_json=link.as_json)
+
+
+@takes_service_options
+def edit(
+    *,
+    job: JobArgument,
+    name: Annotated[str | None, typer.Option(help="New name of the job.")] = None,
+    label: Annotated[
+        list[str] | None,
+        typer.Option(metavar="KEY=VALUE", help="Label to set; repeatable. Other labels stay."),
+    ] = None,
+    remove_label: Annotated[
+        list[str] | None,
+        typer.Option(metavar="KEY", help="Label to remove; repeatable. `name` removes the name."),
+    ] = None,
+    link: Link,
+) -> None:
+    """Change the name and the labels of a job, in any state."""
+    with reported_errors():
+        changes = edited_labels(name, label, remove_label)
+    with link.client() as client:
+        edited = client.jobs.edit(job, labels=changes)
+    if link.as_json:
+        print_json(edited)
+        return
+    for key, value in sorted(edited.labels.items()):
+        typer.echo(f"{key}={value}")
+
+
+@takes_service_options
+def logs(
+    *,
+    job: JobArgument,
+    follow: Annotated[
+        bool, typer.Option("--follow", "-f", help="Continue with new lines until the job ends.")
+    ] = False,
+    level: Annotated[LogLevel, typer.Option(help="Least severe level to show.")] = LogLevel.DEBUG,
+    link: Link,
+) -> None:
+    """Show the log of the engine process of a job; `--json` prints one JSON object per line."""
+    with link.client(is_long=follow) as client:
+        lines = client.jobs.logs(job, level=level, follow=follow)
+        print_logs(lines, job, as_json=link.as_json)
 
 
 @takes_service_options

@@ -86,6 +86,27 @@ def labels(options: list[str] | None) -> dict[str, str]:
     return parsed
 
 
+def edited_labels(
+    name: str | None, options: list[str] | None, removed: list[str] | None
+) -> dict[str, str | None]:
+    """Return the labels that a job gets, and as None those that it loses; its name is a label.
+
+    Raises:
+        ConfigurationError: if nothing is to be changed, or a label is set and removed.
+    """
+    changes: dict[str, str | None] = dict(labels(options))
+    changes |= {} if name is None else {"name": name}
+    for key in removed or ():
+        if key in changes:
+            hint = "set a label or remove it"
+            raise ConfigurationError(f"{key!r} is also set", field="--remove-label", hint=hint)
+        changes[key] = None
+    if not changes:
+        hint = "give --name, --label or --remove-label"
+        raise ConfigurationError("nothing is to be changed", hint=hint)
+    return changes
+
+
 def read_body(file: Path, body_type: type[Body]) -> Body:
     """Read and validate a request body from a JSON file.
 

@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from app.cli.remote.tables import print_table, requested_size
+from app.cli.remote.tables import ordinal, print_table, requested_size
 from intraslice_core.reports.quantities import (
     change,
     count,
     duration,
+    duration_range,
     number,
     percent,
     short_change,
@@ -24,6 +25,7 @@ from intraslice_core.text_sources import DOMAIN_NAMES
 if TYPE_CHECKING:
     from app.domain.job import Job, JobResult
     from app.domain.validation import Validation
+    from intraslice_core.cost_model import Estimate
 
 Row = tuple[Any, ...]
 
@@ -64,7 +66,7 @@ def _plan_rows(validation: Validation, target: str) -> Iterator[Row]:
     expected = validation.estimate
     if expected is not None:
         yield ("layer weights removed", percent(expected.achieved_ratio))
-        yield ("peak memory", size(expected.peak_memory_bytes))
+        yield ("peak memory", _memory(expected))
     yield ("time", _time(validation))
     if validation.tournament is not None:
         yield ("methods to try", ", ".join(validation.tournament.candidates))
@@ -80,12 +82,21 @@ def _plan_rows(validation: Validation, target: str) -> Iterator[Row]:
     yield ("other targets", ", ".join(others))
 
 
+def _memory(expected: Estimate) -> str:
+    """Return the memory of a job on a CPU, and the least that it runs in."""
+    peak, least = size(expected.peak_memory_bytes), size(expected.least_memory_bytes)
+    return peak if peak == least else f"{peak}, at least {least}"
+
+
 def _time(validation: Validation) -> str:
     """Return the expected duration on each class of machines."""
     if not validation.durations:
-        return "available after the first job of this method"
+        if validation.seconds_low is None or validation.seconds_high is None:
+            return "known once a worker has opened the model"
+        likely = duration_range(validation.seconds_low, validation.seconds_high)
+        return f"{likely}, a guess until the first job has finished"
     return ", ".join(
-        f"about {duration(expected.seconds)} on {expected.device}"
+        f"{duration_range(expected.seconds_low, expected.seconds_high)} on {expected.device}"
         for expected in validation.durations
     )
 
@@ -105,11 +116,14 @@ def print_job(job: Job) -> None:
         ),
         ("attempt", f"{job.attempt} of {job.max_attempts}"),
         ("created", job.created_at.isoformat(timespec="seconds")),
+        ("time worked", duration(job.worked_seconds) if job.worked_seconds else None),
     ]
     if job.progress is not None and job.state == "running":
         fields.append(
             ("progress", f"{job.stage}: {job.progress.message} ({job.progress.fraction:.0%})")
         )
+    if job.queue_position is not None:
+        fields.append(("queue", f"{ordinal(job.queue_position)} in line"))
     if job.waiting is not None:
         fields.append(("waits", job.waiting.message.removeprefix("waiting: ")))
     if job.error is not None:

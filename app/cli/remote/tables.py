@@ -82,6 +82,8 @@ def _state(job: Job) -> str:
         return job.waiting.message
     if job.state == "running" and job.progress is not None:
         return f"{job.stage} {job.progress.fraction:.0%}"
+    if job.queue_position is not None:
+        return f"queued, {ordinal(job.queue_position)} in line"
     return f"{job.state}: {job.error.code}" if job.error is not None else str(job.state)
 
 
@@ -193,7 +195,7 @@ def print_service(service: Service) -> None:
     print_table(("", ""), fields)
     rows = [
         (
-            worker.id,
+            f"{worker.id} (silent)" if worker.silent else worker.id,
             device.name,
             f"{device.memory_bytes / _GIB:.0f} GiB",
             ", ".join(device.dtypes),
@@ -222,6 +224,13 @@ def _running(job: RunningJob) -> str:
 
 def _formatted(value: float | None, specification: str) -> str | None:
     return None if value is None else format(value, specification)
+
+
+def ordinal(number: int) -> str:
+    """Return an ordinal number: 1st, 2nd, 3rd, 4th."""
+    is_teen = number % 100 in (11, 12, 13)
+    ending = "th" if is_teen else {1: "st", 2: "nd", 3: "rd"}.get(number % 10, "th")
+    return f"{number}{ending}"
 
 
 def age(moment: datetime) -> str:

@@ -4,6 +4,7 @@
 import { html } from "../vendor/htm-preact.js";
 import { Card } from "../components/basics.js";
 import { Chip, Field, OptionCards, Segmented, describedBy } from "../components/controls.js";
+import { Browse, PathButton } from "../components/paths.js";
 import { bytes, count, percent, share } from "../format.js";
 import { errorBeside } from "../problems.js";
 import { RECOVERIES, SOURCES, textName } from "../words.js";
@@ -67,6 +68,7 @@ export function Model(props) {
       </select>` : html`<input id="ref" list="suggestions" value=${form.ref} required autocomplete="off" aria-describedby="ref-hint" onInput=${(/** @type {any} */ e) => set("ref", typed(e))} />
       <datalist id="suggestions">${(suggestions || []).map((/** @type {string} */ name) => html`<option value=${name} />`)}</datalist>`}
     <//>
+    ${form.source === "path" && offer?.roots.length ? html`<${Browse} summary="Browse the server" use="model" label="Models of the server" action=${(/** @type {import("../components/paths.js").Entry} */ entry) => html`<${PathButton} entry=${entry} verb="Choose" press=${() => set("ref", entry.path)} />`} />` : null}
     ${form.source === "hub" ? html`<${Input} ...${props} name="revision" label="Revision (optional)" pointers=${["/model/revision"]} hint="Branch, tag or commit. Empty: the main branch." />` : null}
     ${sizes ? html`<p class="sub small">${count(sizes.params_before)} parameters · ${bytes(sizes.bytes_before)} of weights</p>` : null}
   <//>`;
@@ -155,6 +157,14 @@ function textChips(list, included, props) {
   return [...available, ...others].map(([value, label]) => html`<${ListChip} ...${props} list=${list} value=${value} label=${label} />`);
 }
 
+/** Texts of the server, where jobs may name some. @param {Props & { list: "texts" | "evaluate" }} props */
+function ServerTexts({ list, form, set, offer }) {
+  if (!offer?.data_roots.length) return null;
+  const add = (/** @type {string} */ path) => form[list].includes(path) || set(list, [...form[list], path]);
+  return html`<${Browse} summary="Add a text of the server" use="data" label=${`Texts of the server for ${list === "texts" ? "calibration" : "evaluation"}`}
+    action=${(/** @type {import("../components/paths.js").Entry} */ entry) => html`<${PathButton} entry=${entry} verb="Add" press=${() => add(entry.path)} />`} />`;
+}
+
 /** @param {Props} props */
 export function Calibration(props) {
   const { form, set, offer, error } = props;
@@ -169,6 +179,7 @@ export function Calibration(props) {
   return html`<${Card} title="4 · Calibration data" aside=${html`<${Segmented} label="Amount of calibration data" name="calibration" options=${options} value=${name} choose=${choose} />`}>
     <fieldset><legend class="hidden">Calibration texts</legend>
       <div class="chips">${textChips("texts", allowedTexts(offer), props)}<a class="button small" href="#/datasets">+ Add dataset</a></div>
+      <${ServerTexts} ...${props} list="texts" />
       ${fault ? html`<p class="fault small" role="alert">${fault}</p>` : null}
     </fieldset>
     <p class="hint">${form.samples} samples of ${form.sequence_length} tokens, ${count(form.samples * form.sequence_length)} in all. The model keeps best what it is calibrated on: add text like yours. The model itself writes the generated texts, which takes time.</p>
@@ -192,6 +203,7 @@ export function Evaluation(props) {
     <div class="body">
       <fieldset><legend>Evaluation texts</legend>
         <div class="chips">${textChips("evaluate", evaluationTexts(offer), props)}</div>
+        <${ServerTexts} ...${props} list="evaluate" />
         ${fault ? html`<p class="fault small" role="alert">${fault}</p>` : null}
         <p class="hint">${unseen.length ? `Unseen by the calibration: ${unseen.join(", ")}. Such texts tell what real use will be like.` : "Every text is also used for calibration: scores will look better than real use."}</p>
       </fieldset>

@@ -5,9 +5,9 @@ import { html, useEffect, useState } from "../vendor/htm-preact.js";
 import { post } from "../api.js";
 import { Bar, Facts, Fault, Note } from "../components/basics.js";
 import { Table } from "../components/table.js";
-import { bytes, count, durationRange, percent, roughly, share } from "../format.js";
+import { bytes, count, durationRange, percent, share } from "../format.js";
 import { methodTitle, reportToShell } from "../hooks.js";
-import { runsIn, warningText } from "../words.js";
+import { capital, runsIn, warningText } from "../words.js";
 import { pastText, usePastRatios } from "./past-runs.js";
 import { jobBody, methodsOf, missingEntry } from "./request.js";
 
@@ -73,12 +73,14 @@ export function Preview({ estimate, form, offer, children }) {
   </section>`;
 }
 
-/** Time on the machines that have run such jobs. @param {any} data */
+/** Time on the machines that have finished jobs, or a guess before any has. @param {any} data */
 function time(data) {
-  if (!data.seconds) return "Available after your first job";
-  const seconds = data.durations.map((/** @type {any} */ duration) => duration.seconds);
-  if (seconds.length < 2) return `about ${roughly(data.seconds)}${data.durations[0] ? ` on ${data.durations[0].device}` : ""}`;
-  return `about ${durationRange(Math.min(...seconds), Math.max(...seconds))}, depending on the machine`;
+  if (data.seconds === null) return "Known once a worker has opened the model";
+  const { durations } = data;
+  if (!durations.length) return `${durationRange(data.seconds_low, data.seconds_high)}, a guess until your first job has finished`;
+  const low = Math.min(...durations.map((/** @type {any} */ duration) => duration.seconds_low));
+  const high = Math.max(...durations.map((/** @type {any} */ duration) => duration.seconds_high));
+  return `${durationRange(low, high)}${durations.length > 1 ? ", depending on the machine" : ` on ${durations[0].device}`}`;
 }
 
 /** @param {{ data: any, offer: any, past: string | null }} props */
@@ -103,19 +105,18 @@ function JobEstimate({ data, offer, past }) {
 
 /** @param {{ answers: { ratio: number, method: string, data: any }[], offer: any }} props */
 function SweepEstimate({ answers, offer }) {
-  const seconds = answers.map(({ data }) => data.seconds);
-  const total = seconds.every(Boolean) ? roughly(seconds.reduce((a, b) => a + b, 0)) : null;
+  const known = answers.every(({ data }) => data.seconds !== null);
+  const sum = (/** @type {string} */ end) => answers.reduce((total, { data }) => total + data[end], 0);
   const several = new Set(answers.map(({ method }) => method)).size > 1;
   return html`<${Table} label="Jobs of the sweep" columns=${["Removed\u00a0", ...(several ? ["Method"] : []), "Parameters\u00a0", "Weights\u00a0"]}
       rows=${answers.map(({ ratio, method, data }) => [share(ratio), ...(several ? [methodTitle(offer, method)] : []), count(data.estimate?.params_after), bytes(data.estimate?.bytes_after)])} />
-    <p class="sub">${total ? `Up to about ${total} in total, one job at a time.` : "Time: available after your first job."}</p>`;
+    <p class="sub">${known ? `${durationRange(sum("seconds_low"), sum("seconds_high"))} in total, one job at a time; less where jobs share work.` : "Time: known once a worker has opened the model."}</p>`;
 }
 
 /** Runtimes of the chosen target, or why the model does not have it. @param {{ targets: any[], target: string }} props */
 function Runs({ targets, target }) {
   const option = targets.find((candidate) => candidate.target === target);
   if (!option) return null;
-  // For any runtime the API's text names one position encoding, whatever the model's is.
-  const runtimes = target === "stock" ? "any runtime that loads the original model" : option.runtimes.join(", ") || runsIn(target);
-  return html`<${Facts} pairs=${[["Runs in", option.available ? runtimes : html`<span class="fault">Not possible for this model: ${option.detail}</span>`]]} />`;
+  const runtimes = option.runtimes.join(", ") || runsIn(target);
+  return html`<${Facts} pairs=${[["Runs in", option.available ? runtimes : html`<span class="fault">Not possible for this model: ${capital(option.detail)}.</span>`]]} />`;
 }

@@ -4,6 +4,7 @@
 import { html } from "../vendor/htm-preact.js";
 import { get } from "../api.js";
 import { Card, Fault, Loading, PageHead, Tag } from "../components/basics.js";
+import { Browse } from "../components/paths.js";
 import { Table } from "../components/table.js";
 import { allowedTexts } from "../form/request.js";
 import { useLoaded, useOffer } from "../hooks.js";
@@ -19,6 +20,9 @@ const TEXTS = {
   web: ["English web pages at a pinned revision, read from the Hugging Face Hub", false],
 };
 
+/** @param {import("../components/paths.js").Entry} entry */
+const useLink = (entry) => html`<a href=${`#/new?text=${encodeURIComponent(entry.path)}`}>Use in a new job<span class="hidden"> ${entry.name}</span></a>`;
+
 export function Datasets() {
   const offer = useOffer();
   const { data, error, reload } = useLoaded((signal) => get("/v1/uploads?limit=100", signal), [], 10);
@@ -32,7 +36,8 @@ export function Datasets() {
           html`<b>${textName(text)}</b>`, TEXTS[text]?.[0] || "", html`<span class="actions"><${Tag}>calibration<//>${TEXTS[text]?.[1] ? null : html`<${Tag}>evaluation<//>`}</span>`,
         ])} />
         ${offer.hub_data.length ? html`<p class="hint">Data sets of the Hugging Face Hub that jobs may name over the API: <span class="mono">${offer.hub_data.join(", ")}</span></p>` : null}
-        ${offer.data_roots.length ? html`<p class="hint">Files that jobs may name over the API are below <span class="mono">${offer.data_roots.join(", ")}</span></p>` : null}` : html`<${Loading} />`}
+        ${offer.data_roots.length ? html`<p class="hint">Files below <span class="mono">${offer.data_roots.join(", ")}</span></p>
+          <${Browse} summary="Browse the server" use="data" label="Texts of the server" action=${useLink} />` : null}` : html`<${Loading} />`}
       <//>
     </div>
     <${Card} title="Uploaded texts"><${Fault} error=${error} />${data ? html`<${Uploads} label="Uploaded texts" empty="No uploads yet." uploads=${own} reload=${reload} />` : error ? null : html`<${Loading} />`}<//>`;

@@ -12,16 +12,20 @@ import { failureText } from "../problems.js";
 import { ENDED, describedModel, requestedAmount, runsIn, settingName, settingValue, stageName, stateName, titleOf } from "../words.js";
 import { Files, downloadAll } from "./job/files.js";
 import { Layers, Widths } from "./job/layers.js";
-import { Log } from "./job/log.js";
+import { Labels } from "./job/labels.js";
+import { Log, logEntries } from "./job/log.js";
 import { workSeconds } from "./job/progress.js";
 import { Result } from "./job/result.js";
 import { Running, notified } from "./job/running.js";
 import { Stages } from "./job/stages.js";
 import { NotFound } from "./missing.js";
 
+/** Log lines that are kept; the server stores as many. */
+const MOST_LINES = 2000;
+
 /** @param {{ id: string, service: any }} props */
 export function Job({ id, service }) {
-  const { job, events, error, restart, reload } = useJob(id);
+  const { job, events, lines, error, restart, reload } = useJob(id);
   const uploads = useUploadNames();
   useTitle(job ? heading(job, uploads) : "Job");
   useNotification(job, uploads);
@@ -29,28 +33,32 @@ export function Job({ id, service }) {
   if (!job) return html`<${PageHead} trail=${[["#/jobs", "Jobs"]]} title="Job" /><${Fault} error=${error} />${error ? null : html`<${Loading} what="the job" />`}`;
   const ended = ENDED.includes(job.state);
   return html`<${Head} job=${job} events=${events} uploads=${uploads} restart=${restart} reload=${reload} />
+    <${Labels} job=${job} reload=${reload} />
     ${job.artifacts_missing ? html`<div class="gap"><${Note} kind="warn" role="status">Files of this job are missing in the artifact store. Restore the store from a backup, or submit the job again.<//></div>` : null}
     ${job.error ? html`<${Failure} job=${job} />` : null}
-    ${ended ? html`<${Ended} job=${job} events=${events} uploads=${uploads} reload=${reload} />` : html`<${Running} job=${job} events=${events} service=${service} />
+    ${ended ? html`<${Ended} job=${job} events=${events} lines=${lines} uploads=${uploads} reload=${reload} />` : html`<${Running} job=${job} events=${events} lines=${lines} service=${service} />
       <details class="card settings"><summary>Settings</summary><div class="body"><${Settings} job=${job} uploads=${uploads} /></div></details>`}`;
 }
 
-/** The job and its events, followed until it ends. @param {string} id */
+/** The job, its events and its log lines, followed until it ends. @param {string} id */
 function useJob(id) {
   const loaded = useLoaded((signal) => get(`/v1/jobs/${id}`, signal), [id]);
   const [live, setLive] = useState(/** @type {any} */ (null));
   const [events, setEvents] = useState(/** @type {any[]} */ ([]));
+  const [lines, setLines] = useState(/** @type {any[]} */ ([]));
   const [error, setError] = useState(/** @type {any} */ (null));
   const [restarts, setRestarts] = useState(0);
   useEffect(() => {
     const stop = new AbortController();
     setEvents([]);
+    setLines([]);
     const receive = (/** @type {string} */ kind, /** @type {any} */ data) => {
       if (kind === "live") setLive(data);
       if (kind === "unavailable") reportToShell({ message: "unavailable" });
       if (kind === "available") reportToShell(null);
+      if (kind === "log") setLines((old) => added(old, data).slice(-MOST_LINES));
       if (kind !== "event") return;
-      setEvents((old) => (old.some((event) => event.sequence === data.sequence) ? old : [...old, data]));
+      setEvents((old) => added(old, data));
       if (data.type !== "progress") loaded.reload();
     };
     watch(id, receive, stop.signal).catch((failure) => {
@@ -65,8 +73,11 @@ function useJob(id) {
     loaded.reload();
   };
   const ended = loaded.data && ENDED.includes(loaded.data.state);
-  return { job: loaded.data && { ...loaded.data, ...(ended ? {} : live) }, events, error: loaded.error || error, restart, reload: loaded.reload };
+  return { job: loaded.data && { ...loaded.data, ...(ended ? {} : live) }, events, lines, error: loaded.error || error, restart, reload: loaded.reload };
 }
+
+/** Entries with one that may be among the last of them already, as after a reconnection. @param {any[]} entries @param {any} entry */
+const added = (entries, entry) => (entries.length && entries[entries.length - 1].sequence >= entry.sequence ? entries : [...entries, entry]);
 
 /** Title of the window, readable from other windows. @param {any} job @param {import("../words.js").Names} uploads */
 const heading = (job, uploads) => `${job.state === "running" && job.progress ? percent(job.progress.fraction, 0) : stateName(job.state)} · ${titleOf(job, uploads)}`;
@@ -139,8 +150,8 @@ function Failure({ job }) {
   <//></div>`;
 }
 
-/** @param {{ job: any, events: any[], uploads: import("../words.js").Names, reload: () => void }} props */
-function Ended({ job, events, uploads, reload }) {
+/** @param {{ job: any, events: any[], lines: any[], uploads: import("../words.js").Names, reload: () => void }} props */
+function Ended({ job, events, lines, uploads, reload }) {
   const offer = useOffer();
   const succeeded = job.state === "succeeded";
   const report = useLoaded((signal) => (succeeded ? get(`/v1/jobs/${job.id}/report`, signal) : Promise.resolve(null)), [job.id, succeeded]);
@@ -151,16 +162,16 @@ function Ended({ job, events, uploads, reload }) {
     { value: "layers", title: "Layers" },
     ...(succeeded ? [{ value: "files", title: "Files", count: artifacts.data?.data.length }] : []),
     { value: "settings", title: "Settings" },
-    { value: "log", title: "Log", count: events.length },
+    { value: "log", title: "Log", count: logEntries(events, lines).length },
   ];
   return html`<${Tabs} label="Parts of the job" id="job" tabs=${tabs} value=${tab} choose=${setTab} />
     <${TabPanel} id="job" value=${tab}>
       ${tab === "overview" && job.result ? html`<${Fault} error=${report.error} /><${Result} job=${job} report=${report.data} events=${events} artifacts=${artifacts} uploads=${uploads} offer=${offer} reload=${reload} />` : null}
-      ${tab === "overview" && !job.result ? html`<div class="stack"><${Card} title="Stages"><${Stages} job=${job} events=${events} />${events.some((event) => event.data?.stage) ? null : html`<p class="sub">${job.started_at ? "No stage had begun." : "No worker has started the job."}</p>`}<//><${Widths} job=${job} events=${events} /></div>` : null}
+      ${tab === "overview" && !job.result ? html`<div class="stack"><${Card} title="Stages"><${Stages} job=${job} events=${events} />${events.some((event) => event.data?.stage) ? null : html`<p class="sub">${job.started_at ? "No stage had begun." : "No worker has started the job."}</p>`}<//><${Widths} job=${job} events=${events} /><${Log} job=${job} events=${events} lines=${lines} /></div>` : null}
       ${tab === "layers" ? html`<${Layers} job=${job} events=${events} />` : null}
       ${tab === "files" ? html`<${Files} id=${job.id} artifacts=${artifacts} />` : null}
       ${tab === "settings" ? html`<${Card} title="Settings"><${Settings} job=${job} uploads=${uploads} /><//>` : null}
-      ${tab === "log" ? html`<div class="stack">${job.result ? html`<${Card} title="Stages"><${Stages} job=${job} events=${events} /><//>` : null}<${Log} job=${job} events=${events} /></div>` : null}
+      ${tab === "log" ? html`<div class="stack">${job.result ? html`<${Card} title="Stages"><${Stages} job=${job} events=${events} /><//>` : null}<${Log} job=${job} events=${events} lines=${lines} /></div>` : null}
     <//>`;
 }
 

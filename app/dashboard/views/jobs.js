@@ -7,18 +7,18 @@ import { CopiedCode } from "../components/code.js";
 import { TabPanel, Tabs } from "../components/controls.js";
 import { useOffer, useUploadNames } from "../hooks.js";
 import { modelName, runsIn, stateName } from "../words.js";
-import { MOST, groupOf, matches, sorted, useJobs } from "./jobs/listing.js";
+import { MOST, groupOf, labelsOf, matches, sorted, useJobs } from "./jobs/listing.js";
 import { SelectionBar, saveJobs } from "./jobs/selection.js";
 import { JobsTable } from "./jobs/table.js";
 
 const STATES = ["running", "queued", "paused", "succeeded", "failed", "cancelled"];
 const TARGETS = ["research", "adaptive", "stock"];
 const PAGE = 25;
-const NO_FILTERS = { state: "", search: "", model: "", target: "" };
+const NO_FILTERS = { state: "", search: "", model: "", target: "", label: "" };
 
-/** @param {{ service: any }} props */
-export function Jobs({ service }) {
-  const [filters, setFilters] = useState(NO_FILTERS);
+/** @param {{ service: any, query: URLSearchParams }} props `label`: only jobs with this label, as key=value */
+export function Jobs({ service, query }) {
+  const [filters, setFilters] = useState({ ...NO_FILTERS, label: query.get("label") || "" });
   const [sort, setSort] = useState({ by: "created", down: true });
   const [page, setPage] = useState(0);
   const [selected, setSelected] = useState(/** @type {string[]} */ ([]));
@@ -48,7 +48,7 @@ export function Jobs({ service }) {
     ${jobs?.length ? html`<${Tabs} label="State" id="jobs" tabs=${stateTabs(jobs, service, complete)} value=${filters.state || "all"} choose=${(/** @type {string} */ state) => filter({ state: state === "all" ? "" : state })} />
       <${TabPanel} id="jobs" value=${filters.state || "all"}>
         <${Filters} jobs=${jobs} filters=${filters} filter=${filter} uploads=${uploads} />
-        ${shown.length ? html`<${JobsTable} jobs=${shown} queued=${complete ? jobs.filter((job) => job.state === "queued") : null} selected=${selected} toggle=${toggle} sort=${sort} setSort=${setSort} uploads=${uploads} />` : html`<p class="sub" role="status">${needsMore && jobs.length < MOST ? "Searching older jobs …" : "No jobs match these filters."}</p>`}
+        ${shown.length ? html`<${JobsTable} jobs=${shown} selected=${selected} toggle=${toggle} sort=${sort} setSort=${setSort} uploads=${uploads} />` : html`<p class="sub" role="status">${needsMore && jobs.length < MOST ? "Searching older jobs …" : "No jobs match these filters."}</p>`}
         <div class="actions pages">
           ${page > 0 ? html`<button type="button" onClick=${() => setPage(page - 1)}>Newer</button>` : null}
           ${matching.length > (page + 1) * PAGE ? html`<button type="button" onClick=${() => setPage(page + 1)}>Older</button>` : null}
@@ -71,6 +71,7 @@ function stateTabs(jobs, service, complete) {
 /** @param {{ jobs: any[], filters: typeof NO_FILTERS, filter: (changes: Partial<typeof NO_FILTERS>) => void, uploads: import("../words.js").Names }} props */
 function Filters({ jobs, filters, filter, uploads }) {
   const models = [...new Set(jobs.map((job) => modelName(job.model, uploads)))].sort();
+  const labels = [...new Set([...jobs.flatMap((job) => labelsOf(job).map((label) => label.join("="))), filters.label])].filter(Boolean).sort();
   return html`<div class="filters">
     <input id="search" type="search" placeholder="Search by name, model or ID   /" aria-label="Search jobs" value=${filters.search} onInput=${(/** @type {any} */ e) => filter({ search: e.target.value })} />
     <select aria-label="Model" value=${filters.model} onChange=${(/** @type {any} */ e) => filter({ model: e.target.value })}>
@@ -79,6 +80,9 @@ function Filters({ jobs, filters, filter, uploads }) {
     <select aria-label="Runs in" value=${filters.target} onChange=${(/** @type {any} */ e) => filter({ target: e.target.value })}>
       <option value="">All runtimes</option>${TARGETS.map((target) => html`<option value=${target}>${runsIn(target)}</option>`)}
     </select>
+    ${labels.length ? html`<select aria-label="Label" value=${filters.label} onChange=${(/** @type {any} */ e) => filter({ label: e.target.value })}>
+      <option value="">All labels</option>${labels.map((label) => html`<option value=${label}>${label}</option>`)}
+    </select>` : null}
   </div>`;
 }
 

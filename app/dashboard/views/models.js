@@ -4,6 +4,7 @@
 import { html, useState } from "../vendor/htm-preact.js";
 import { get } from "../api.js";
 import { Card, Delta, Fault, Loading, Moment, PageHead, Tag } from "../components/basics.js";
+import { Browse } from "../components/paths.js";
 import { Table } from "../components/table.js";
 import { ago, bytes, change, count, perplexity, share, times } from "../format.js";
 import { methodTitle, useLoaded, useUploadNames } from "../hooks.js";
@@ -40,12 +41,16 @@ export function Models() {
     </div>`;
 }
 
+/** @param {import("../components/paths.js").Entry} entry */
+const compressLink = (entry) => html`<a href=${`#/new?path=${encodeURIComponent(entry.path)}`}>Compress<span class="hidden"> ${entry.name}</span></a>`;
+
 /** @param {{ offer: any }} props */
 const Sources = ({ offer }) => html`<${Card} title="Sources">
   <div class="stack">
     <div><h3>Preset</h3>${offer.packages.length ? html`<ul class="plain">${offer.packages.map((/** @type {string} */ name) => html`<li><span class="mono">${name}</span> <a href=${`#/new?package=${encodeURIComponent(name)}`}>Compress<span class="hidden"> ${name}</span></a></li>`)}</ul>` : html`<p class="sub">This server has no presets.</p>`}</div>
     <div><h3>Hugging Face Hub</h3><p class="sub">${offer.hub.length ? html`Allowed: <span class="mono">${offer.hub.join(", ")}</span>` : "Hub models are disabled on this server."}</p></div>
-    <div><h3>Server path</h3><p class="sub">${offer.roots.length ? html`Directories under <span class="mono">${offer.roots.join(", ")}</span>` : "Server paths are disabled on this server."}</p></div>
+    <div><h3>Server path</h3><p class="sub">${offer.roots.length ? html`Directories under <span class="mono">${offer.roots.join(", ")}</span>` : "Server paths are disabled on this server."}</p>
+      ${offer.roots.length ? html`<${Browse} summary="Browse the server" use="model" label="Models of the server" action=${compressLink} />` : null}</div>
     <div><h3>Limits</h3><p class="sub">${offer.max_parameters ? `${count(offer.max_parameters)} parameters` : "any number of parameters"}${offer.max_model_bytes ? `, ${bytes(offer.max_model_bytes)} of files` : ""}</p></div>
     <details class="plain"><summary>${offer.architectures.length} supported architectures</summary><div class="actions">${offer.architectures.map((/** @type {string} */ name) => html`<${Tag}>${name}<//>`)}</div></details>
   </div>

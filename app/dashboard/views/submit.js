@@ -17,7 +17,7 @@ import { requestedAmount, titleOf } from "../words.js";
 let draft = null;
 const KINDS = [["job", "Single job"], ["sweep", "Sweep: try several sizes"]];
 
-/** @param {{ query: URLSearchParams }} props `like`: job to duplicate; `upload`, `package`: a model; `sweep`: start with a sweep; `keep`: go on with the form as it was left */
+/** @param {{ query: URLSearchParams }} props `like`: job to duplicate; `upload`, `package`, `path`: a model; `text`: a text of the server to calibrate on; `sweep`: start with a sweep; `keep`: go on with the form as it was left */
 export function Submit({ query }) {
   const [form, setForm] = useState(() => initialForm(query));
   const [error, setError] = useState(/** @type {any} */ (null));
@@ -81,12 +81,14 @@ export function Submit({ query }) {
 
 /** @param {URLSearchParams} query */
 function initialForm(query) {
-  const [upload, preset] = [query.get("upload"), query.get("package")];
+  const [upload, preset, path, text] = ["upload", "package", "path", "text"].map((name) => query.get(name));
   if (query.has("keep") && draft) return draft;
   return {
     ...START,
     ...(upload ? { source: "upload", ref: upload } : {}),
     ...(preset ? { source: "package", ref: preset } : {}),
+    ...(path ? { source: "path", ref: path } : {}),
+    ...(text ? { texts: [...START.texts, text] } : {}),
     ...(query.has("sweep") ? { size: "sweep" } : {}),
   };
 }

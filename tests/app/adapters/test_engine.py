@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import psycopg
 import pytest
 from sqlalchemy import bindparam, cast, func, insert, select, text
-from sqlalchemy.exc import InternalError
+from sqlalchemy.exc import DataError, InternalError
 
 from app.adapters.database.engine import Database, Transaction
 from app.adapters.database.tables import turns
@@ -48,6 +48,16 @@ def test_reads_and_transactions_reconnect_after_the_server_closed_their_connecti
     assert database.read(process_of) != before
     with database.transaction() as transaction:
         assert process_of(transaction) != written
+
+
+def test_an_error_does_not_quote_the_parameters_of_its_statement(database: Database) -> None:
+    """Errors are logged, and a parameter may be a prompt."""
+    with (
+        pytest.raises(DataError, match="division by zero") as caught,
+        database.transaction() as transaction,
+    ):
+        transaction.execute(text("SELECT 1 / 0, :prompt"), {"prompt": "a secret"})
+    assert "a secret" not in str(caught.value)
 
 
 def test_a_read_cannot_write(database: Database) -> None:

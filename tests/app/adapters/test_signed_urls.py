@@ -50,7 +50,7 @@ def test_signed_link_verifies(name: str) -> None:
 
 
 def test_links_of_both_signing_keys_verify_while_the_key_is_replaced() -> None:
-    """Neighbouring steps of docs/operations.md run at the same time, and follow each other."""
+    """Neighbouring steps of docs/rotate-keys.md run at the same time, and follow each other."""
     old, new = "old-signing-key", "new-signing-key"
     steps = [UrlSigner(old), UrlSigner(old, new), UrlSigner(new, old)]
     for earlier, later in pairwise(steps):

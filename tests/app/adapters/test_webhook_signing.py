@@ -73,7 +73,7 @@ def test_a_secret_of_the_previous_signing_key_keeps_signing_until_it_is_rotated(
 
 
 def test_every_process_signs_alike_while_the_signing_key_is_replaced() -> None:
-    """Neighbouring steps of docs/operations.md run at the same time; each knows the other's key."""
+    """Neighbouring steps of docs/rotate-keys.md overlap; each knows the other's key."""
     steps = [("old" * 8, None), ("old" * 8, "new" * 8), ("new" * 8, "old" * 8)]
     for earlier, later in pairwise(WebhookSecrets(*keys) for keys in steps):
         for maker, sender in ((earlier, later), (later, earlier)):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -19,9 +20,10 @@ from fastapi.testclient import TestClient
 from httpx_sse import ServerSentEvent, connect_sse
 
 from app.domain.job import Job, Progress
+from app.domain.job_log import LogLevel, NewLogLine
 from app.domain.lifecycle import TERMINAL, State
 from app.domain.principal import OPERATOR, Scope
-from app.services import claims, jobs, keys
+from app.services import claims, job_log, jobs, keys
 from app.services.resources import Resources
 from app.settings import Settings
 from intraslice_core.progress import Stage
@@ -141,6 +143,34 @@ def test_reconnecting_clients_receive_every_event_exactly_once(
         threads.submit(work).result()
         expected = list(range(1, 4 + layers * 2 // 3))
         assert [reader.result() for reader in readers] == [expected] * 3
+
+
+def test_log_lines_are_sent_on_request_in_one_order_with_the_events(
+    client: TestClient, resources: Resources
+) -> None:
+    job = running(resources)
+    lines = [
+        NewLogLine(time=job.created_at, level=LogLevel.INFO, event=name) for name in ("a", "b")
+    ]
+    job_log.record_lines(resources, job.lease, lines)
+    log_progress(resources, job, 1)
+    job_log.record_lines(resources, job.lease, lines[:1])
+    succeeded(resources, job)
+    url = f"/v1/jobs/{job.id}/events/stream"
+
+    def received(last: int, **query: bool) -> list[tuple[int, str]]:
+        """Return ids and types of the messages after the last id."""
+        text = client.get(url, params=query, headers={"Last-Event-ID": str(last)}).text
+        fields = re.findall(r"^(event|id): (.*)$", text, re.M)
+        names = [value for name, value in fields if name == "event"]
+        ids = [int(value) for name, value in fields if name == "id"]
+        return list(zip(ids, names, strict=True))
+
+    events = [(1, "queued"), (2, "started"), (5, "progress"), (7, "succeeded")]
+    assert received(0) == events
+    assert received(0, logs=True) == sorted([*events, (3, "log"), (4, "log"), (6, "log")])
+    assert received(3, logs=True) == [(4, "log"), *events[2:3], (6, "log"), events[3]]
+    assert client.get(url, params={"logs": True, "after": 7}).status_code == 204
 
 
 def test_heartbeats_are_sent_while_nothing_happens(

@@ -15,6 +15,7 @@ from app.services.resources import Resources
 from app.settings import Settings
 from tests.app.api.serving import serving
 from tests.app.builders import BODY, in_state, running
+from tests.app.generating import prompted
 
 pytestmark = [pytest.mark.postgres, pytest.mark.broker]
 _CHANGING = {"date", "x-request-id"}
@@ -47,6 +48,7 @@ def templates(settings: Settings) -> set[str]:
 def urls(client: httpx.Client, resources: Resources) -> dict[str, str]:
     """Return a URL of each template, with ids of existing objects."""
     first, second = (in_state(resources, State.SUCCEEDED).id for _ in range(2))
+    generation = prompted(resources)
     signer = resources.signer
 
     def created(path: str, **body: object) -> str:
@@ -58,8 +60,12 @@ def urls(client: httpx.Client, resources: Resources) -> dict[str, str]:
     file = {"name": "a.txt", "bytes": 5, "sha256": "0" * 64}
     webhook = created("/v1/webhooks", url="http://127.0.0.1:9999/", events=["job.failed"])
     job = f"/v1/jobs/{first}"
-    parts = ("", "/events", "/events/stream", "/report", "/artifacts", "/hand-offs")
+    parts = ("", "/events", "/events/stream", "/logs", "/report", "/artifacts", "/hand-offs")
     return {f"/v1/jobs/{{job_id}}{part}": f"{job}{part}" for part in parts} | {
+        "/v1/jobs/{job_id}/generations": f"{job}/generations",
+        "/v1/jobs/{job_id}/generations/{generation_id}": (
+            f"/v1/jobs/{generation.job_id}/generations/{generation.id}"
+        ),
         "/dashboard/{name:path}": "/dashboard/main.js",
         "/docs/{name:path}": "/docs/reference.js",
         "/v1/reports/{job_id}": signer.sign_report(first, 60),

@@ -10,11 +10,12 @@ from fastapi.testclient import TestClient
 from sqlalchemy import text
 
 from app.domain.artifact import job_prefix
+from app.domain.job import JobError
 from app.domain.lifecycle import TERMINAL, State
 from app.domain.model_source import ModelSource
 from app.services import claims
 from app.services.resources import Resources
-from tests.app.builders import BODY, in_state, queued, running, succeeded
+from tests.app.builders import BODY, claim_job, in_state, queued, running, succeeded
 
 pytestmark = [pytest.mark.postgres, pytest.mark.broker]
 
@@ -155,6 +156,31 @@ def test_a_job_that_exceeds_its_runtime_fails_and_its_worker_loses_the_lease(
     assert ended.error is not None
     assert (ended.state, ended.error.code) == (State.FAILED, "timeout")
     assert not claims.holds_lease(resources, job.id, job.fencing_token)
+
+
+def test_queue_and_pauses_are_not_work(client: TestClient, resources: Resources) -> None:
+    """Two attempts of an hour each, with an hour in the queue and an hour of pause between."""
+    job = queued(resources)
+
+    def claimed() -> Any:
+        return client.get(f"/v1/jobs/{job.id}").json()
+
+    age(resources, "created_at")
+    first = claim_job(resources, job.id)
+    assert claimed()["worked_seconds"] == 0.0
+    age(resources, "claimed_at")
+    client.post(f"/v1/jobs/{job.id}/pause")
+    claims.finish_pause(resources, first.lease)
+    assert claimed()["worked_seconds"] == pytest.approx(3600.0, abs=60.0)
+    age(resources, "started_at")
+    client.post(f"/v1/jobs/{job.id}/resume")
+    second = claim_job(resources, job.id)
+    age(resources, "claimed_at")
+    ended = claims.fail_job(resources, second.lease, JobError(code="numerical", message="NaN"))
+    assert ended.worked_seconds == pytest.approx(7200.0, abs=60.0)
+    client.post(f"/v1/jobs/{job.id}/retry")
+    client.post(f"/v1/jobs/{job.id}/cancel")
+    assert claimed()["worked_seconds"] == ended.worked_seconds
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Two processes of a deployment while its keys are replaced, in the order of docs/operations.md."""
+"""Two processes of a deployment while its keys are replaced as in docs/rotate-keys.md."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from tests.app.receivers import receiver
 from workers.periodic_tasks import send_due_deliveries
 
 pytestmark = [pytest.mark.postgres, pytest.mark.broker]
-OPERATIONS = Path(__file__).parents[3] / "docs" / "operations.md"
+PAGE = Path(__file__).parents[3] / "docs" / "rotate-keys.md"
 OLD, NEW = "old-key-of-the-operator", "new-key-of-the-operator"
 OLD_SIGNING, NEW_SIGNING = "old-key-that-signs-links", "new-key-that-signs-links"
 SIGNING_STEPS = (
@@ -140,7 +140,7 @@ def test_webhooks_keep_their_secrets_until_each_is_rotated(
 def test_the_documented_query_lists_webhooks_with_a_secret_older_than_a_time(
     resources: Resources,
 ) -> None:
-    query = re.search(r'-c "(SELECT.+?)"', OPERATIONS.read_text("utf-8"), re.S)
+    query = re.search(r'-c "(SELECT.+?)"', PAGE.read_text("utf-8"), re.S)
     assert query
     request = WebhookRequest(url="https://93.184.216.34/", events=("job.cancelled",))
     left, done = (webhooks.create_webhook(resources, OPERATOR, request) for _ in range(2))

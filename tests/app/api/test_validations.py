@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from fastapi.testclient import TestClient
 
+from app.adapters.database import past_runs
 from app.domain.validation import cautions
-from app.services import estimates
+from app.services import claims, estimates
 from app.services.resources import Resources
 from app.settings import Settings
 from intraslice_core.config import CompressionConfig, EvaluationConfig
-from intraslice_core.cost_model import stage_work
+from intraslice_core.cost_model import PastRun, stage_seconds
+from intraslice_core.cost_model.past_runs import WIDE_FACTOR
+from intraslice_core.plan import ModelGeometry
 from intraslice_core.progress import Stage
-from tests.app.builders import BODY, running
+from tests.app.builders import BODY, REPORT, claim_job, running
 from tests.app.fleets import CPU, register
 
 pytestmark = [pytest.mark.postgres, pytest.mark.broker]
@@ -32,6 +36,10 @@ GEOMETRY = {
     "tie_word_embeddings": True,
     "max_position_embeddings": 512,
 }
+SHAPES = ModelGeometry(
+    **{name: GEOMETRY[name] for name in GEOMETRY if name in ModelGeometry.model_fields},
+    head_dim=16,
+)
 COMPRESSIBLE = 4 * (64 * 16 * (4 + 2) * 2 + 3 * 64 * 256)
 PARAMETERS = COMPRESSIBLE + 100 * 64 + (2 * 4 + 1) * 64
 
@@ -58,9 +66,25 @@ def warnings(answer: Any) -> set[str]:
     return {warning["code"] for warning in answer.json()["warnings"]}
 
 
-def measured_on(device: str, *, compressible: int) -> dict[str, Any]:
-    """Return the fields of a job's report that describe the machine and the model."""
-    return {"device": device, "compressible_before": compressible, "geometry": GEOMETRY}
+def measured_on(device: str) -> dict[str, Any]:
+    """Return the report of a job on the model that ran on a device."""
+    sizes = {"params_before": PARAMETERS, "bytes_before": 2 * PARAMETERS}
+    return REPORT | sizes | {"device": device, "geometry": SHAPES.model_dump(mode="json")}
+
+
+def work_of(compression: CompressionConfig) -> dict[Stage, float]:
+    """Return the seconds of each stage on the reference machine."""
+    seconds = stage_seconds(SHAPES, compression, None, 2)
+    return {stage: work for stage, work in seconds.items() if work > 0.0}
+
+
+def finish(
+    resources: Resources, compression: CompressionConfig, slowness: float, device: str = "cpu x 2"
+) -> None:
+    """Record a job whose stages take half a second, and so many times their work."""
+    report = measured_on(device) | {"method": compression.method}
+    seconds = {stage: 0.5 + slowness * work for stage, work in work_of(compression).items()}
+    estimates.record_run(resources, running(resources, compression=compression), report, seconds)
 
 
 def test_an_estimate_has_the_sizes_and_queues_nothing(
@@ -80,6 +104,8 @@ def test_an_estimate_has_the_sizes_and_queues_nothing(
     assert estimate["params_after"] == PARAMETERS - removed
     assert estimate["bytes_before"] == 2 * PARAMETERS
     assert estimate["bytes_after"] == 2 * estimate["params_after"]
+    assert estimate["least_memory_bytes"] <= estimate["peak_memory_bytes"]
+    assert answer.json()["gpu_host_bytes"] > 0
     assert client.get("/v1/jobs").json()["data"] == []
 
 
@@ -392,53 +418,117 @@ def test_errors_of_a_mixture_point_to_the_source(client: TestClient) -> None:
     assert pointers(few, samples=1) == {f"{place}/samples"}
 
 
-def test_text_that_the_model_generates_costs_time_and_memory(
+def test_text_that_the_model_generates_costs_memory(
     client: TestClient, model: dict[str, str]
 ) -> None:
-    def costs(*sources: str) -> Any:
+    def memory(*sources: str) -> int:
         calibration = {"source": [{"source": source} for source in sources], "samples": 8}
         compression = {"calibration": calibration | {"sequence_length": 512}, "method": "magnitude"}
         evaluation = {"perplexity": ["pydoc"], "max_tokens": 64}
         body = {"model": model, "compression": compression, "evaluation": evaluation}
-        config = CompressionConfig.model_validate(compression)
-        memory = validate(client, body).json()["estimate"]["peak_memory_bytes"]
-        return memory, stage_work(10**9, 16, config, None)[Stage.CALIBRATE]
+        peak: int = validate(client, body).json()["estimate"]["peak_memory_bytes"]
+        return peak
 
-    read, written, mixed = (costs(*sources) for sources in (["pydoc"], ["chat"], ["pydoc", "self"]))
-    assert written[1] == 8 * 512 * 10**9
-    assert mixed[1] == (read[1] + written[1]) / 2
+    read, written, mixed = (
+        memory(*sources) for sources in (["pydoc"], ["chat"], ["pydoc", "self"])
+    )
     cache = 2 * 4 * 2 * 16 * 4 * 8 * 512
-    assert written[0] > mixed[0] >= read[0]
-    assert written[0] - mixed[0] == cache / 2
+    assert written > mixed >= read
+    assert written - mixed == cache / 2
 
 
-def test_the_time_is_estimated_from_measured_rates(
+def test_before_any_job_the_time_is_the_cost_models_within_a_wide_factor(
+    client: TestClient, model: dict[str, str]
+) -> None:
+    answer = validate(client, {"model": model})
+    times = answer.json()
+    assert times["durations"] == []
+    assert times["seconds"] > sum(work_of(CompressionConfig()).values())
+    assert times["seconds_low"] * WIDE_FACTOR == pytest.approx(times["seconds"])
+    assert times["seconds_high"] == pytest.approx(times["seconds"] * WIDE_FACTOR)
+    (unknown,) = (each for each in times["warnings"] if each["code"] == "speed_unknown")
+    assert "factor of 6" in unknown["message"]
+
+
+def test_the_time_is_estimated_from_finished_jobs(
+    client: TestClient, resources: Resources, model: dict[str, str]
+) -> None:
+    finish(resources, CompressionConfig(), slowness=3.0)
+    answer = validate(client, {"model": model})
+    assert "speed_unknown" not in warnings(answer)
+    (duration,) = answer.json()["durations"]
+    assert (duration["device"], duration["jobs"]) == ("cpu x 2", 1)
+    for name in ("seconds_low", "seconds", "seconds_high"):
+        assert answer.json()[name] == duration[name]
+    work = work_of(CompressionConfig())
+    expected = 0.5 * len(work) + 3.0 * sum(work.values())
+    assert duration["seconds"] == pytest.approx(expected, rel=0.05)
+    assert duration["seconds_low"] < duration["seconds"] < duration["seconds_high"]
+    shorter = {"model": model, "compression": {"calibration": {"samples": 64}}}
+    assert validate(client, shorter).json()["seconds"] < 0.8 * duration["seconds"]
+
+
+def test_a_method_without_a_finished_job_is_estimated_from_others_with_a_wider_range(
+    client: TestClient, resources: Resources, model: dict[str, str]
+) -> None:
+    finish(resources, CompressionConfig(), slowness=3.0)
+    other = validate(client, {"model": model, "compression": {"method": "intraslice"}})
+    (duration,) = other.json()["durations"]
+    assert duration["jobs"] == 0
+    assert duration["seconds_high"] == pytest.approx(3 * duration["seconds"])
+    assert "speed_unknown" in warnings(other)
+
+
+def test_a_time_limit_bounds_the_estimate(
+    client: TestClient, resources: Resources, model: dict[str, str]
+) -> None:
+    finish(resources, CompressionConfig(), slowness=1.0)
+
+    def seconds(**recover: Any) -> float:
+        body = {"model": model, "compression": {"recover": {"max_tokens": 10**7} | recover}}
+        answer = validate(client, body)
+        assert answer.status_code == 200, answer.text
+        predicted: float = answer.json()["seconds"]
+        return predicted
+
+    assert seconds(max_seconds=60.0) < seconds() - 60.0
+    assert seconds(max_seconds=60.0) - seconds(max_seconds=30.0) == pytest.approx(30.0)
+
+
+def test_a_job_that_was_interrupted_teaches_nothing(
     client: TestClient, resources: Resources, model: dict[str, str]
 ) -> None:
     job = running(resources)
-    tokens = job.compression.calibration.samples * job.compression.calibration.sequence_length
-    # The rates were measured on one million parameters; the estimated model has fewer.
-    report = measured_on("cpu x 2", compressible=1_000_000)
-    seconds = {Stage.COMPRESS: 100.0, Stage.LOAD: 2.0, Stage.VERIFY: 0.0001}
-    estimates.record_rates(resources, job, report, seconds)
-    answer = validate(client, {"model": model}).json()
-    (duration,) = answer["durations"]
-    assert duration["device"] == "cpu x 2"
-    assert answer["seconds"] == duration["seconds"]
-    assert answer["seconds"] == pytest.approx(102.0 * COMPRESSIBLE / 1_000_000)
-    half = {"calibration": {"samples": 64}}
-    assert tokens == 64 * 2 * 2048
-    shorter = validate(client, {"model": model, "compression": half}).json()["seconds"]
-    assert shorter == pytest.approx(52.0 * COMPRESSIBLE / 1_000_000)
-    other = validate(client, {"model": model, "compression": {"method": "intraslice"}})
-    assert other.json()["seconds"] is None
-    assert "speed_unknown" in warnings(other)
-    pair = {"device": "gpu", "devices": 2}
-    estimated = validate(client, {"model": model, "compression": pair})
-    assert "speed_of_one_device" in warnings(estimated)
-    faster = running(resources, compression=job.compression.model_copy(update=pair))
-    estimates.record_rates(resources, faster, report, {Stage.COMPRESS: 1.0})
-    assert validate(client, {"model": model}).json()["seconds"] == answer["seconds"]
+    claims.requeue_job(resources, job.lease, None)
+    resumed = claim_job(resources, job.id)
+    assert resumed.attempt == 1
+    seconds = {Stage.COMPRESS: 10.0}
+    estimates.record_run(resources, resumed, measured_on("cpu x 2"), seconds)
+    assert validate(client, {"model": model}).json()["durations"] == []
+
+
+def test_a_finished_job_is_recorded_with_what_was_predicted_for_it(resources: Resources) -> None:
+    for slowness in (3.0, 4.5):
+        finish(resources, CompressionConfig(), slowness)
+    with resources.database.transaction() as transaction:
+        ((newest, first),) = (group.runs for group in past_runs.by_device(transaction))
+    assert first.ratio is None
+    assert newest.ratio == pytest.approx(1.5, rel=0.05)
+
+
+def test_only_the_newest_jobs_are_kept(
+    resources: Resources, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(past_runs, "KEPT_RUNS", 3)
+    run = PastRun(method="flap", work={Stage.COMPRESS: 1.0}, seconds={Stage.COMPRESS: 1.0})
+    with resources.database.transaction() as transaction:
+        past_runs.record(transaction, "other", run)
+        for number in range(past_runs.KEPT_RUNS + 3):
+            past_runs.record(transaction, "cpu x 2", replace(run, predicted=1.0 + number))
+        groups = {group.device: group.runs for group in past_runs.by_device(transaction)}
+    assert len(groups["other"]) == 1
+    assert len(groups["cpu x 2"]) == past_runs.KEPT_RUNS
+    assert groups["cpu x 2"][0].predicted == past_runs.KEPT_RUNS + 3
 
 
 def test_auto_lists_its_candidates_and_is_estimated_by_the_slowest_of_them(
@@ -451,22 +541,20 @@ def test_auto_lists_its_candidates_and_is_estimated_by_the_slowest_of_them(
     tournament = answer.json()["tournament"]
     assert tournament["candidates"][0] == "intraslice_plus"
     assert "target stock does not support method flap" in tournament["excluded"]["flap"]
-    assert tournament["seconds"] is answer.json()["seconds"] is None
+    assert 0.0 < tournament["seconds"] < answer.json()["seconds"]
     assert "speed_unknown" in warnings(answer)
     assert answer.json()["estimate"]["achieved_ratio"] == pytest.approx(0.3, rel=0.03)
     assert validate(client, {"model": model}).json()["tournament"] is None
 
-    alone = {}
-    for method, seconds in (("intraslice_plus", 50.0), ("wanda_sp", 400.0)):
-        job = running(resources, compression=CompressionConfig(method=method))
-        report = measured_on("cpu x 2", compressible=COMPRESSIBLE)
-        estimates.record_rates(resources, job, report, {Stage.COMPRESS: seconds})
-        fixed = {**compression, "method": method}
-        alone[method] = validate(client, {"model": model, "compression": fixed}).json()["seconds"]
+    for method, slowness in (("intraslice_plus", 1.0), ("wanda_sp", 15.0)):
+        settings = {**compression, "method": method}
+        finish(resources, CompressionConfig.model_validate(settings), slowness)
+    fixed = {**compression, "method": "wanda_sp"}
+    alone = validate(client, {"model": model, "compression": fixed}).json()["seconds"]
     answer = validate(client, body).json()
     trials = answer["tournament"]["seconds"]
-    assert 0.0 < trials < alone["wanda_sp"]
-    assert answer["seconds"] == pytest.approx(alone["wanda_sp"] + trials)
+    assert 0.0 < trials < alone
+    assert answer["seconds"] == pytest.approx(alone + trials)
 
 
 def test_auto_takes_a_target_size(client: TestClient, model: dict[str, str]) -> None:
@@ -483,13 +571,12 @@ def test_a_finished_job_of_auto_counts_for_its_winner(
     client: TestClient, resources: Resources, model: dict[str, str]
 ) -> None:
     job = running(resources, compression=CompressionConfig(method="auto"))
-    report = measured_on("cpu x 2", compressible=COMPRESSIBLE) | {"method": "flap"}
+    report = measured_on("cpu x 2") | {"method": "flap"}
     seconds = {Stage.COMPRESS: 10.0, Stage.TOURNAMENT: 5.0}
-    estimates.record_rates(resources, job, report, seconds)
-    flap = validate(client, {"model": model, "compression": {"method": "flap"}}).json()
-    assert flap["seconds"] == pytest.approx(10.0)
-    other = validate(client, {"model": model, "compression": {"method": "2ssp"}}).json()
-    assert other["seconds"] is None
+    estimates.record_run(resources, job, report, seconds)
+    for method, jobs in (("flap", 1), ("2ssp", 0)):
+        answer = validate(client, {"model": model, "compression": {"method": method}}).json()
+        assert [duration["jobs"] for duration in answer["durations"]] == [jobs]
 
 
 def test_a_target_that_no_method_has_is_rejected_for_auto(
@@ -507,15 +594,6 @@ def test_a_target_that_no_method_has_is_rejected_for_auto(
     assert error["pointer"] in ("/compression/ratio", "/compression/target")
 
 
-def test_the_newest_measurement_replaces_the_older(
-    client: TestClient, resources: Resources, model: dict[str, str]
-) -> None:
-    report = measured_on("cpu x 2", compressible=COMPRESSIBLE)
-    for seconds in (100.0, 10.0):
-        estimates.record_rates(resources, running(resources), report, {Stage.COMPRESS: seconds})
-    assert validate(client, {"model": model}).json()["seconds"] == pytest.approx(10.0)
-
-
 def test_unavailable_targets_are_marked(client: TestClient, model: dict[str, str]) -> None:
     assert available_targets(client, model) == {"research", "adaptive", "stock"}
     config = Path(model["ref"]) / "config.json"
@@ -527,8 +605,22 @@ def test_dimensions_that_stock_cuts_are_named(client: TestClient, model: dict[st
     config = Path(model["ref"]) / "config.json"
     config.write_text(json.dumps(GEOMETRY | {"model_type": "qwen3"}))
     targets = validate(client, {"model": model}).json()["targets"]
-    (stock,) = (target["detail"] for target in targets if target["target"] == "stock")
+    details = {target["target"]: target["detail"] for target in targets}
+    stock = details["stock"]
     assert "; cuts the MLP width and heads and the head dim; with GGUF files only" in stock
+    assert "rope_type longrope, which transformers and vLLM read" in stock
+    assert "set compression.target to research" in details["adaptive"]
+
+
+def test_runtimes_of_stock_are_named_without_an_encoding_that_the_model_lacks(
+    client: TestClient, model: dict[str, str]
+) -> None:
+    config = Path(model["ref"]) / "config.json"
+    config.write_text(json.dumps(GEOMETRY | {"model_type": "starcoder2"}))
+    targets = validate(client, {"model": model}).json()["targets"]
+    (stock,) = (target for target in targets if target["target"] == "stock")
+    assert stock["runtimes"] == ["any that runs the original model"]
+    assert "longrope" not in stock["detail"]
 
 
 @pytest.mark.parametrize(

@@ -43,7 +43,9 @@ def test_the_table_has_a_row_per_method_and_ratio_and_a_second_run_resumes(model
     assert "out-of-domain" in qualities
     assert "at every ratio, parameter counts differ by at most 0.5%" in first.stdout
     page = (tmp_path / "out" / "bench.html").read_text()
-    assert page.count('class="line ') == 6  # two texts, the dense model and two methods
+    assert page.count('class="chart"') == 2  # two texts
+    for method in ("magnitude", "wanda_sp"):
+        assert page.count(f"<title>{method}, ratio 0.") == 4
     second = run(*options, "--json")
     assert second.exit_code == 0, second.output
     assert "[compress]" not in second.stderr

@@ -9,7 +9,9 @@ from rich.console import Console
 from rich.table import Table
 
 from app.cli.report_tables import (
+    bench_table,
     comparison_table,
+    dominated_note,
     evaluation_tables,
     print_report,
     print_tables,
@@ -21,6 +23,7 @@ from app.cli.report_tables import (
 from intraslice_core.allocation.shapes import allocation_report
 from intraslice_core.config import CompressionSettings
 from intraslice_core.plan import LayerPlan
+from intraslice_core.reports.bench_page import bench_page
 from intraslice_core.reports.fast_shapes import FastShapesReport
 from intraslice_core.reports.schema import (
     CompressionReport,
@@ -137,6 +140,60 @@ def test_a_sweep_has_a_row_for_each_ratio_and_text() -> None:
         ["0.2", "old", "", "1.250", "", ""],
         ["0.4", *measured],
     ]
+
+
+def compared(*results: tuple[str, float, int, float]) -> SweepReport:
+    """Return a comparison with these methods, ratios, bytes and perplexities."""
+    points = tuple(
+        SweepPoint(
+            method=method,
+            ratio=ratio,
+            directory=f"{method}-ratio-{ratio}",
+            params_after=size // 2,
+            bytes_after=size,
+            perplexity=(MEASURED.model_copy(update={"compressed": perplexity}),),
+        )
+        for method, ratio, size, perplexity in results
+    )
+    return SweepReport(
+        engine_version="0",
+        model="m",
+        settings=CompressionSettings(),
+        methods=("flap", "magnitude"),
+        evaluation=None,
+        params_before=1,
+        bytes_before=1,
+        opening_seconds=0.0,
+        points=points,
+    )
+
+
+def test_results_that_another_one_beats_in_size_and_quality_are_marked() -> None:
+    sweep = compared(
+        ("flap", 0.2, 800, 11.0),
+        ("magnitude", 0.2, 800, 15.0),
+        ("flap", 0.4, 600, 14.0),
+        ("magnitude", 0.4, 590, 20.0),
+    )
+    marks = [(row[0], row[1], row[-1]) for row in lines(bench_table(sweep))]
+    assert marks == [
+        ("dense", "", ""),
+        ("flap", "0.2", "best"),
+        ("magnitude", "0.2", "dominated"),
+        ("flap", "0.4", "best"),
+        ("magnitude", "0.4", "best"),
+    ]
+    note = dominated_note(sweep)
+    assert note is not None
+    assert note.startswith("dominated: magnitude at 0.2. Another result is at least as small")
+    assert "<td>Beaten on size and quality</td>" in bench_page(sweep)
+    assert dominated_note(compared(("flap", 0.2, 800, 11.0))) is None
+
+
+def test_results_without_every_perplexity_are_not_compared() -> None:
+    sweep = compared(("flap", 0.2, 800, 11.0))
+    unscored = SweepPoint(method="magnitude", ratio=0.2, directory="m", bytes_after=900)
+    assert sweep.with_point(unscored).is_dominated(unscored) is None
 
 
 def test_the_title_names_the_allocator_and_the_reason_of_a_fallback() -> None:

@@ -5,16 +5,25 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import get_args
+from typing import get_args, get_origin
 
 import pytest
+from pydantic import BaseModel
 
 from app.domain.errors import ServiceError
 from app.domain.lifecycle import State
 from app.domain.model_source import ModelSource
+from app.domain.service import HandOffTarget
 from app.domain.upload import UploadState
+from app.domain.worker import WaitingCode
 from app.services import claims
-from intraslice_core.config import Allocation, RecoveryLoss, Target
+from intraslice_core.config import (
+    Allocation,
+    CompressionConfig,
+    EvaluationConfig,
+    RecoveryLoss,
+    Target,
+)
 from intraslice_core.errors import IntraSliceError
 from intraslice_core.methods import METHODS
 from intraslice_core.progress import Stage
@@ -71,15 +80,36 @@ def test_every_failure_of_a_job_has_words() -> None:
     ("table", "values"),
     [
         ("STAGES", {*Stage}),
+        ("WAITING_WORDS", {*WaitingCode}),
         ("STATE_NAMES", {*State, *UploadState}),
         ("SOURCES", {*get_args(ModelSource.model_fields["source"].annotation)}),
         ("TARGET_NAMES", {*get_args(Target)}),
         ("TEXT_NAMES", {*NAMED, WEB}),
         ("RECOVERY_NAMES", {*get_args(RecoveryLoss)}),
+        ("REGISTRIES", {*HandOffTarget}),
     ],
 )
 def test_every_value_of_the_api_has_a_name(table: str, values: set[str]) -> None:
     assert {str(value) for value in values} <= keys("words.js", table)
+
+
+def settings_of(config: type[BaseModel], path: str) -> Iterator[str]:
+    """Yield the paths of all settings that are no groups of settings."""
+    for name, field in config.model_fields.items():
+        is_list = get_origin(field.annotation) is tuple
+        kinds = () if is_list else (field.annotation, *get_args(field.annotation))
+        groups = [kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)]
+        if groups:
+            yield from settings_of(groups[0], f"{path}.{name}")
+        else:
+            yield f"{path}.{name}"
+
+
+def test_every_setting_of_a_job_has_a_name() -> None:
+    compression = {*settings_of(CompressionConfig, "compression")}
+    assert "compression.recover.auxiliary.ce" in compression
+    settings = compression | {*settings_of(EvaluationConfig, "evaluation")}
+    assert settings - keys("words.js", "SETTING_NAMES") == set()
 
 
 def test_stages_are_listed_in_order() -> None:

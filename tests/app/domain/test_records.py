@@ -21,7 +21,7 @@ RECORDS = [
             *("gpu_bytes", "host_bytes"),
         },
     ),
-    (UploadRecord, Upload, {"project_id", "files", "part_bytes", "store_prefix"}),
+    (UploadRecord, Upload, {"project_id", "files", "part_bytes", "store_prefix", "text_columns"}),
     (WebhookRecord, Webhook, {"project_id", "secret", "previous_salt"}),
 ]
 

@@ -14,7 +14,7 @@ from app.domain.lifecycle import State
 from app.domain.principal import OPERATOR, Scope
 from app.domain.worker import GIB, FreeSlots, Slot, WaitingCode
 from app.services import claims, fleet, jobs
-from app.services.monitoring import measure_backlog
+from app.services.monitoring import measure_backlog, service_status
 from app.services.resources import Resources
 from app.services.watching import Watching
 from app.telemetry.outages import DATABASE, Outages
@@ -49,6 +49,21 @@ def test_the_reason_to_wait_vanishes_as_soon_as_a_worker_registers(resources: Re
     assert reason(resources, job.id) is None
     fleet.unregister(resources, "large")
     assert reason(resources, job.id) is not None
+
+
+def test_a_worker_that_misses_heartbeats_is_silent_before_it_expires(
+    resources: Resources,
+) -> None:
+    register(resources, "healthy", CPU)
+    register(resources, "late", CPU)
+    # Of six heartbeats more than two are missing.
+    later = "UPDATE workers SET seen_at = seen_at - (expires_at - seen_at) WHERE id = 'late'"
+    with resources.database.transaction() as transaction:
+        transaction.execute(text(later))
+    silent = {worker.id: worker.silent for worker in service_status(resources, OPERATOR).fleet}
+    assert silent == {"healthy": False, "late": True}
+    register(resources, "late", CPU)
+    assert not any(worker.silent for worker in service_status(resources, OPERATOR).fleet)
 
 
 def test_only_queued_jobs_have_a_reason_to_wait(resources: Resources) -> None:

@@ -14,7 +14,12 @@ from app.domain.sweep import SweepRequest
 from app.domain.worker import RequiredMemory
 from app.services import jobs, sweeps
 from app.services.admission import AdmittedJob
-from app.services.requirements import CONTEXT_BYTES, required_gpu_bytes, required_memory
+from app.services.requirements import (
+    CONTEXT_BYTES,
+    required_gpu_bytes,
+    required_host_bytes,
+    required_memory,
+)
 from app.services.resources import Resources
 from intraslice_core.config import CompressionConfig, CompressionSettings, EvaluationConfig
 from intraslice_core.cost_model import DenseModel, estimate, read_dense, stage_bytes
@@ -58,11 +63,11 @@ def test_the_memory_of_a_model_that_only_a_worker_can_read_is_not_known() -> Non
     assert required_memory(admitted(None)) == RequiredMemory()
 
 
-def test_on_a_cpu_the_memory_is_the_peak_of_the_estimate(dense: DenseModel) -> None:
+def test_on_a_cpu_the_memory_is_the_least_of_the_estimate(dense: DenseModel) -> None:
     assert dense.geometry is not None
     job = admitted(dense)
     expected = estimate(dense.geometry, dense.item_bytes, job.compression, None)
-    assert host_needed(dense) == expected.peak_memory_bytes
+    assert host_needed(dense) == expected.least_memory_bytes
     small = admitted(dense, method="magnitude")
     timed = required_memory(replace(small, evaluation=EvaluationConfig(benchmark=True))).host_bytes
     assert timed is not None
@@ -75,8 +80,27 @@ def test_on_a_cpu_the_memory_is_the_peak_of_the_estimate(dense: DenseModel) -> N
 def test_the_memory_is_that_of_the_largest_stage(dense: DenseModel) -> None:
     assert dense.geometry is not None
     compression = CompressionConfig.model_validate({"calibration": LOCAL})
-    stages = stage_bytes(dense.geometry, compression, 2, 2)
-    assert needed(dense) == CONTEXT_BYTES + max(stage.device for stage in stages.values())
+    in_place, copied = (
+        max(stage.device for stage in stages.values())
+        for stages in (
+            stage_bytes(dense.geometry, compression, 2, 2, in_place=in_place)
+            for in_place in (True, False)
+        )
+    )
+    assert needed(dense) == CONTEXT_BYTES + in_place < CONTEXT_BYTES + copied
+
+
+def test_the_host_has_the_hidden_states_that_do_not_fit_the_gpu_and_their_copies(
+    dense: DenseModel,
+) -> None:
+    sizes = [
+        required_host_bytes(admitted(dense, calibration=LOCAL | {"samples": samples}))
+        for samples in (1024, 2048)
+    ]
+    assert sizes[0] is not None
+    assert sizes[1] is not None
+    assert sizes[1] - sizes[0] == 2 * 2 * 1024 * 512 * 2048 * 2
+    assert required_host_bytes(admitted(None)) is None
 
 
 def test_hidden_states_on_the_host_are_not_counted(dense: DenseModel) -> None:

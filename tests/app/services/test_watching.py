@@ -12,9 +12,10 @@ import pytest
 
 from app.domain.errors import DatabaseUnavailableError, JobNotFoundError
 from app.domain.job import Job, Progress
+from app.domain.job_log import LogLevel, LogLine, NewLogLine
 from app.domain.lifecycle import State
 from app.domain.principal import OPERATOR, Principal
-from app.services import claims, jobs
+from app.services import claims, job_log, jobs
 from app.services.resources import Resources
 from app.services.watching import Look, WatchedJob, Watching
 from intraslice_core.progress import Stage
@@ -139,6 +140,47 @@ def test_jobs_are_polled_while_notifications_are_unavailable(resources: Resource
     # Readings use the real database; the listener cannot reach its server.
     nowhere = "postgresql+psycopg://nobody@/nothing?host=/nonexistent"
     watch(resources, test, database_url=nowhere, watch_poll_seconds=0.02)
+
+
+def test_the_place_of_a_watched_job_moves_up_with_the_jobs_before_it(
+    resources: Resources,
+) -> None:
+    first, second = queued(resources), queued(resources)
+
+    async def test(watching: CountedWatching) -> None:
+        await listening(watching)
+        async with watching.watch(OPERATOR, second.id, log=False) as watched:
+            assert watched.job.queue_position == 2
+            version = watched.version
+            await asyncio.to_thread(jobs.cancel_job, resources, OPERATOR, first.id)
+            await watched.changed_since(version)
+            assert watched.job.queue_position == 1
+
+    watch(resources, test, watch_poll_seconds=0.02)
+
+
+def test_a_watched_job_has_no_more_lines_than_the_database(
+    resources: Resources, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("app.services.watching.MOST_LINES", 3)
+    job = running(resources)
+
+    def write(name: str) -> None:
+        line = NewLogLine(time=job.created_at, level=LogLevel.INFO, event=name)
+        job_log.record_lines(resources, job.lease, [line])
+
+    async def test(watching: CountedWatching) -> None:
+        await listening(watching)
+        async with watching.watch(OPERATOR, job.id, log=True) as watched:
+            for name in "abcde":
+                version = watched.version
+                await asyncio.to_thread(write, name)
+                await watched.changed_since(version)
+            lines = [entry for entry in watched.entries_after(0) if isinstance(entry, LogLine)]
+            assert [line.event for line in lines] == ["c", "d", "e"]
+            assert [event.type for event in watched.events_after(0)] == ["queued", "started"]
+
+    watch(resources, test)
 
 
 def test_a_failed_reading_is_repeated(resources: Resources) -> None:

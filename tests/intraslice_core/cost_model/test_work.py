@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.large_models import LLAMAS
-from intraslice_core import dampings, hidden_states
+from intraslice_core import blocked, dampings, hidden_states
 from intraslice_core.allocation import attention_removal, layer_removal
 from intraslice_core.allocation.estimators import CalibrationSplit
 from intraslice_core.allocation.search import CANDIDATES
@@ -20,8 +19,6 @@ from intraslice_core.checkpoints import dense_model
 from intraslice_core.config import (
     CalibrationConfig,
     CompressionConfig,
-    EvaluationConfig,
-    RecoveryConfig,
 )
 from intraslice_core.cost_model import (
     StageFlops,
@@ -30,7 +27,6 @@ from intraslice_core.cost_model import (
     read_dense,
     stage_bytes,
     stage_flops,
-    stage_work,
     work,
 )
 from intraslice_core.cost_model.work import EstimatorSequences, check_layer_passes, trial_layers
@@ -62,6 +58,7 @@ def test_constants_equal_the_engines() -> None:
     assert work.LAYER_TOKENS == layer_removal.MAX_TOKENS
     assert flops.DAMPING_PROBES == dampings.PROBES
     assert memory.KEPT_INNER_BYTES == hidden_states.KEPT_INNER_BYTES
+    assert (memory.IN_PLACE_WIDTH, memory.PANELS) == (blocked.IN_PLACE_WIDTH, blocked.PANELS)
     assert memory.DENSE_LOGITS == dense_model.LOGITS_AT_ONCE
     assert memory.EVALUATION_LOGITS == perplexity.EVALUATION_LOGITS
     assert memory.EVALUATION_TOKENS == scoring.EVALUATION_TOKENS
@@ -345,34 +342,3 @@ def test_bytes_of_stages_follow_from_the_shapes() -> None:
     # One layer, not the model: its Gram matrices are larger than it, the sum is below 24 GiB.
     assert 8 * 14336**2 < stages["compress"].device < 24 * 2**30
     assert stage_bytes(LLAMAS["Llama-3-8B"], config(method="magnitude"), 2, 2)["compress"].host == 0
-
-
-def test_work_contains_the_sensitivity_measurement() -> None:
-    work = stage_work(10**6, 4, config(), None)
-    assert work[Stage.ALLOCATE] > work[Stage.COMPRESS]
-    assert (
-        stage_work(10**6, 4, config(allocation="uniform", method="intraslice"), None)[
-            Stage.ALLOCATE
-        ]
-        == 0
-    )
-
-
-def test_work_of_fine_tuning_is_proportional_to_its_tokens() -> None:
-    def work(**recover: Any) -> float:
-        settings = config().model_copy(update={"recover": RecoveryConfig.model_validate(recover)})
-        return stage_work(10**6, 4, settings, None)[Stage.RECOVER]
-
-    assert Stage.RECOVER not in stage_work(10**6, 4, config(), None)
-    assert work(max_tokens=2**20) == 2 * work(max_tokens=2**19)
-    assert work(loss="ce") < work(loss="distill")
-
-
-def test_work_of_tasks_is_proportional_to_their_limit() -> None:
-    def work(**settings: Any) -> float:
-        return stage_work(10**6, 4, config(), EvaluationConfig(**settings))[Stage.EVALUATE]
-
-    no_task, one_task = work(), work(tasks=("arc_easy",), task_limit=50)
-    two_tasks = work(tasks=("arc_easy", "boolq"), task_limit=50)
-    assert two_tasks - one_task == pytest.approx(one_task - no_task)
-    assert work(tasks=("arc_easy",)) == no_task

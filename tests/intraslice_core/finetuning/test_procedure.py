@@ -332,6 +332,34 @@ def test_training_is_cancelled_between_two_steps(pair: tuple[Path, Path], tmp_pa
     assert files_of(tmp_path / "out") == files_of(pair[1])
 
 
+def test_a_training_that_is_stopped_resumes_with_the_step_that_it_had_reached(
+    pair: tuple[Path, Path], tmp_path: Path
+) -> None:
+    settings = {"max_tokens": 30 * LENGTH}
+    recover_checkpoint(work_on(pair, tmp_path / "whole", **settings))
+    steps: dict[str, list[int]] = {"stopped": [], "resumed": []}
+
+    def attempt(name: str, before: int) -> None:
+        reached = steps[name]
+        # No state is due for an hour: that of the pause is saved at once.
+        state = ResumeState(directory=tmp_path / "state", hidden_states_every_seconds=3600.0)
+        work = work_on(
+            pair,
+            tmp_path / name,
+            resume_state=state,
+            before_step=lambda moment, _: reached.append(moment.step),
+            should_cancel=lambda: len(reached) > before,
+            **settings,
+        )
+        recover_checkpoint(work)
+
+    with pytest.raises(CompressionCancelledError):
+        attempt("stopped", 3)
+    attempt("resumed", 100)
+    assert steps["resumed"][0] == steps["stopped"][-1] + 1
+    assert files_of(tmp_path / "resumed") == files_of(tmp_path / "whole")
+
+
 # -- reporting -----------------------------------------------------------------------------------
 
 

@@ -48,13 +48,14 @@ def comparison(domains: tuple[Domain, ...] = ("out",)) -> SweepReport:
 
 def test_every_method_has_a_curve_of_its_own_colour_through_all_its_sizes() -> None:
     page = bench_page(comparison())
-    curves = re.findall(r'<path class="line (s\d+|dense)" d="([^"]*)"', page)
-    assert curves[0][0] == "dense"
-    assert curves[0][1].count("L") == 0  # the dense model is one point
-    assert [path.count("L") for _, path in curves[1:]] == [1] * len(METHODS)
-    assert len({name for name, _ in curves}) == len(METHODS) + 1
-    for name, _ in curves:
-        assert f".{name} {{ fill: var(--" in page
+    curves = re.findall(r'<path d="([^"]*)" fill="none" stroke="var\((--\S+?)\)"', page)
+    lines: dict[str, str] = {}
+    for path, colour in curves:  # that of the legend comes after the chart's
+        lines.setdefault(colour, path)
+    methods = [f"--s{number}" for number in range(2, 2 + len(METHODS))]
+    assert [lines[colour].count("L") for colour in methods] == [1] * len(METHODS)
+    for colour in ("--dense", *methods):
+        assert f"{colour}: #" in page
     assert "dense: 1.00 M parameters, perplexity 10" in page
 
 

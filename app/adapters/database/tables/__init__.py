@@ -3,6 +3,7 @@
 from app.adapters.database.tables.audit import audit
 from app.adapters.database.tables.base import metadata
 from app.adapters.database.tables.deployment import deployment, orphans
+from app.adapters.database.tables.generations import generations
 from app.adapters.database.tables.jobs import (
     artifacts,
     events,
@@ -13,7 +14,8 @@ from app.adapters.database.tables.jobs import (
     turns,
 )
 from app.adapters.database.tables.keys import api_keys
-from app.adapters.database.tables.rates import rates
+from app.adapters.database.tables.log_lines import log_lines
+from app.adapters.database.tables.past_runs import past_runs, rates
 from app.adapters.database.tables.registry_hand_offs import hand_offs
 from app.adapters.database.tables.schema_window import schema_window
 from app.adapters.database.tables.sweeps import sweeps
@@ -27,13 +29,16 @@ __all__ = [
     "audit",
     "deployment",
     "events",
+    "generations",
     "hand_offs",
     "idempotency_keys",
     "jobs",
     "layer_files",
+    "log_lines",
     "metadata",
     "orphans",
     "outbox",
+    "past_runs",
     "rates",
     "schema_window",
     "sweeps",

@@ -33,6 +33,7 @@ hand_offs = Table(
     Column("reference", Text),
     Column("url", Text),
     Column("error", Text),
+    Column("name", Text),
     PrimaryKeyConstraint("job_id", "target"),
     CheckConstraint(f"state IN ({_STATES})", name="state_known"),
     CheckConstraint("(state = 'pending') = (next_try_at IS NOT NULL)", name="tried_while_pending"),

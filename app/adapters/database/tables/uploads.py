@@ -28,6 +28,7 @@ uploads = Table(
     Column("checked_at", TIMESTAMP),
     Column("expires_at", TIMESTAMP),
     Column("store_prefix", Text, nullable=False, server_default=text("''")),
+    Column("text_columns", JSON),
     CheckConstraint(f"kind IN ({_quoted(UploadKind)})", name="kind_known"),
     CheckConstraint(f"state IN ({_quoted(UploadState)})", name="state_known"),
     Index("ix_uploads_project_id", "project_id", "id"),

@@ -2,6 +2,7 @@
 /** Times of a job, from its events: work without pauses, stages, pace, and a steady estimate of what is left. */
 
 import { useRef } from "../../vendor/htm-preact.js";
+import { durationRange, roughly } from "../../format.js";
 import { ENDED } from "../../words.js";
 
 /** Events that end a worker's work on the job. */
@@ -68,6 +69,13 @@ export function useSteadyEta(job) {
   if (!newest || now - newest.at >= 1) samples.current.push({ at: now, end: now + left });
   samples.current = samples.current.filter((sample) => now - sample.at <= WINDOW);
   return steady(samples.current, now);
+}
+
+/** A steady remaining time in words, as the range of the last estimate. @param {any} job @param {number} left */
+export function leftText(job, left) {
+  const { eta_seconds, eta_seconds_low, eta_seconds_high } = job.progress;
+  if (!eta_seconds || eta_seconds_low === null || eta_seconds_high === null) return `about ${roughly(left)}`;
+  return durationRange((left * eta_seconds_low) / eta_seconds, (left * eta_seconds_high) / eta_seconds);
 }
 
 /** @param {{ at: number, end: number }[]} samples oldest first @param {number} now */

@@ -7,6 +7,7 @@ import { CodeTabs } from "../../components/code.js";
 import { bytes, change, count, percent, perplexity, speed, times } from "../../format.js";
 import { domainName, textName } from "../../words.js";
 import { Widths } from "./layers.js";
+import { Playground } from "./playground.js";
 import { Quality, Samples, Speed, Tournament } from "./quality.js";
 import { Serving, contextName, servingMemory } from "./serving.js";
 import { Checks, Deploy, Provenance } from "./side.js";
@@ -27,6 +28,7 @@ export function Result({ job, report, events, artifacts, uploads, offer, reload 
         ${evaluation ? html`<${Quality} evaluation=${evaluation} uploads=${uploads} />
           <${Speed} measured=${evaluation.speed} loads=${evaluation.speed_grid || []} />
           <${Samples} samples=${evaluation.continuations} />` : null}
+        <${Playground} job=${job} />
         ${report ? html`<${Serving} report=${report} load=${load} setLoad=${setLoad} />` : null}
         <${Widths} job=${job} events=${events} />
       </div>

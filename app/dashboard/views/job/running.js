@@ -2,25 +2,26 @@
 /** A job that has not ended: progress, layers, log, and what is expected. */
 
 import { html, useEffect, useState } from "../../vendor/htm-preact.js";
-import { get, post } from "../../api.js";
-import { Card, Facts, Note } from "../../components/basics.js";
+import { post } from "../../api.js";
+import { Card, Facts } from "../../components/basics.js";
 import { CopiedCode } from "../../components/code.js";
-import { bytes, count, duration, percent, roughly } from "../../format.js";
-import { useLoaded } from "../../hooks.js";
+import { bytes, count, duration, percent } from "../../format.js";
 import { stageName, stepText } from "../../words.js";
-import { ordinal, placeInLine } from "../jobs/line.js";
 import { Widths } from "./layers.js";
 import { Log } from "./log.js";
-import { layersPerMinute, useSteadyEta, workSeconds } from "./progress.js";
+import { layersPerMinute, leftText, useSteadyEta, workSeconds } from "./progress.js";
 import { Stages } from "./stages.js";
+import { Waiting } from "./waiting.js";
+import { WorkerCard } from "./worker.js";
 
-/** @param {{ job: any, events: any[], service: any }} props */
-export const Running = ({ job, events, service }) => html`
+/** @param {{ job: any, events: any[], lines: any[], service: any }} props */
+export const Running = ({ job, events, lines, service }) => html`
   ${job.state === "running" ? html`<${Progress} job=${job} events=${events} />` : html`<${Waiting} job=${job} service=${service} />`}
   <div class="two">
-    <div class="stack"><${Widths} job=${job} events=${events} /><${Log} job=${job} events=${events} /></div>
+    <div class="stack"><${Widths} job=${job} events=${events} /><${Log} job=${job} events=${events} lines=${lines} /></div>
     <aside class="stack" aria-label="About this run">
       <${Expected} job=${job} />
+      <${WorkerCard} job=${job} service=${service} />
       <${Work} job=${job} events=${events} />
       <${Elsewhere} job=${job} />
     </aside>
@@ -33,7 +34,7 @@ function Progress({ job, events }) {
   const step = !progress ? "Starting…" : job.stage === "compress" && progress.layers ? `Compressing layer ${progress.layer + 1} of ${progress.layers}` : `${stageName(job.stage)}${progress.layers ? `, layer ${progress.layer + 1} of ${progress.layers}` : ""}`;
   return html`<section class="card gap" aria-label="Progress"><div class="body stack">
     <p class="spread"><span><span class="fraction">${percent(progress?.fraction ?? 0, 0)}</span> <span class="sub">${step}</span></span>
-      <span class="sub small">${!progress ? "" : left === null ? "Time left: estimating…" : html`about <b>${roughly(left)}</b> left · done by about ${endTime(left)}`}</span></p>
+      <span class="sub small">${!progress ? "" : left === null ? "Time left: estimating…" : html`<b>${leftText(job, left)}</b> left · done by about ${endTime(left)}`}</span></p>
     <progress max="1" value=${progress?.fraction ?? 0} aria-label="Progress"></progress>
     <${Stages} job=${job} events=${events} />
     ${progress?.message ? html`<p class="sub small" role="status">${stepText(progress.message)}</p>` : null}
@@ -42,33 +43,6 @@ function Progress({ job, events }) {
 
 /** @param {number} left */
 const endTime = (left) => new Date(Date.now() + 1000 * left).toLocaleTimeString([], { hour: "2-digit", minute: "2-digit" });
-
-/** @type {Record<string, [string, string]>} states in which no worker works on the job */
-const WAITING = {
-  paused: ["Paused.", "Finished layers are kept. Resume continues from there."],
-  pausing: ["Pausing.", "The worker stops within a few seconds."],
-  cancelling: ["Cancelling.", "The worker stops within a few seconds."],
-};
-
-/** @param {{ job: any, service: any }} props */
-function Waiting({ job, service }) {
-  const place = usePlaceInLine(job);
-  if (job.state !== "queued") {
-    const [title, text] = WAITING[job.state] || ["", ""];
-    return html`<div class="gap"><${Note} kind="warn" title=${title} role="status">${text}<//></div>`;
-  }
-  const none = service?.workers === 0;
-  return html`<div class="gap"><${Note} kind=${none ? "warn" : "info"} title=${place ? `Queued: ${ordinal(place)} in line.` : "Queued."} role="status">
-    ${none ? "No workers are running: the job starts once one does." : place ? "Counted among this project's jobs. The job starts by itself." : "The job starts by itself once a worker is free."}
-  <//></div>`;
-}
-
-/** The job's place among the project's queued jobs; null where it is not known. @param {any} job */
-function usePlaceInLine(job) {
-  const waiting = job.state === "queued";
-  const { data } = useLoaded((signal) => (waiting ? get("/v1/jobs?state=queued&limit=100", signal) : Promise.resolve(null)), [job.id, waiting], 5);
-  return data && !data.has_more ? placeInLine(job, data.data) : null;
-}
 
 /** What the settings are estimated to give. @param {{ job: any }} props */
 function Expected({ job }) {

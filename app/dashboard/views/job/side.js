@@ -9,6 +9,7 @@ import { CopiedCode } from "../../components/code.js";
 import { number } from "../../format.js";
 import { methodTitle } from "../../hooks.js";
 import { describedModel, mixtureName, sentence } from "../../words.js";
+import { HandOffs } from "./hand-offs.js";
 import { directoryName } from "./snippets.js";
 
 /** @param {{ job: any, uploads: import("../../words.js").Names }} props */
@@ -16,6 +17,7 @@ export function Deploy({ job, uploads }) {
   const name = directoryName(job, uploads);
   return html`<${Card} title="Deploy">
     <div class="stack">
+      <${HandOffs} job=${job} />
       <p class="hint">After the download, from a terminal:</p>
       <${CopiedCode} text=${`intraslice push ./${name} --repo ORGANISATION/${name}`} label="Push to a model hub" />
       <${CopiedCode} text=${`intraslice register ./${name} --mlflow http://localhost:5000`} label="Register in MLflow" />

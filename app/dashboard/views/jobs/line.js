@@ -1,11 +1,5 @@
 // @ts-check
-/** Place of a queued job in the line of its project. */
-
-/** Workers take the highest priority first, among equals the oldest. @param {any} job @param {any[]} queued all queued jobs */
-export function placeInLine(job, queued) {
-  const ahead = queued.filter((other) => other.priority > job.priority || (other.priority === job.priority && other.id < job.id));
-  return ahead.length + 1;
-}
+/** Words for the place of a queued job in line. */
 
 /** @type {Record<number, string>} */
 const ENDINGS = { 1: "st", 2: "nd", 3: "rd" };

@@ -48,15 +48,19 @@ function merge(seen, page, hasMore) {
   for (const job of page) seen.set(job.id, job);
 }
 
-/** @typedef {{ state: string, search: string, model: string, target: string }} Filters */
+/** @typedef {{ state: string, search: string, model: string, target: string, label: string }} Filters */
 
 /** @param {any} job @param {Filters} filters @param {import("../../words.js").Names} uploads */
 export function matches(job, filters, uploads) {
   if (filters.state && groupOf(job.state) !== filters.state) return false;
   if (filters.model && modelName(job.model, uploads) !== filters.model) return false;
+  if (filters.label && !labelsOf(job).some((label) => label.join("=") === filters.label)) return false;
   if (filters.target && job.compression.target !== filters.target) return false;
   return fitsSearch(job, filters.search, uploads);
 }
+
+/** Labels of a job without its name, as key and value, by key. @param {any} job @returns {string[][]} */
+export const labelsOf = (job) => Object.entries(job.labels || {}).filter(([key]) => key !== "name").sort();
 
 /** State under which a job is listed: one that is about to change is still in its old one. @param {string} state */
 export const groupOf = (state) => (state === "pausing" || state === "cancelling" ? "running" : state);
@@ -77,11 +81,14 @@ function inOrder(word, text) {
   return [...word].every((letter) => (at = text.indexOf(letter, at + 1)) >= 0);
 }
 
-/** Seconds from start to end, or until now; null before the start. @param {any} job */
+/** States of a job that a worker has. */
+const HELD = ["running", "pausing", "cancelling"];
+
+/** Seconds in which workers ran a job, without queue and pauses; null before the start. @param {any} job */
 export function elapsed(job) {
   if (!job.started_at) return null;
-  const end = job.finished_at ? Date.parse(job.finished_at) : Date.now();
-  return Math.max(0, end - Date.parse(job.started_at)) / 1000;
+  const current = HELD.includes(job.state) ? (Date.now() - Date.parse(job.claimed_at)) / 1000 : 0;
+  return job.worked_seconds + Math.max(0, current);
 }
 
 /** @param {any} job @param {"bytes" | "perplexity"} what */

@@ -5,6 +5,7 @@ import { html } from "../../vendor/htm-preact.js";
 import { post, remove } from "../../api.js";
 import { Action, csv, save } from "../../components/actions.js";
 import { ENDED, modelName, titleOf } from "../../words.js";
+import { labelsOf } from "./listing.js";
 
 /** Numbers of jobs that can be compared. */
 const [FEWEST, MOST] = [2, 20];
@@ -47,7 +48,7 @@ async function all(jobs, work) {
 
 const COLUMNS = [
   "id", "name", "state", "model", "target", "method", "ratio", "params_before", "params_after", "bytes_before", "bytes_after",
-  "perplexity_before", "perplexity_after", "prefill_speedup", "decode_speedup", "created_at", "started_at", "finished_at",
+  "perplexity_before", "perplexity_after", "prefill_speedup", "decode_speedup", "created_at", "started_at", "finished_at", "labels",
 ];
 
 /** Save jobs as CSV, with exact numbers. @param {any[]} jobs @param {import("../../words.js").Names} uploads */
@@ -56,7 +57,7 @@ export function saveJobs(jobs, uploads) {
     job.id, titleOf(job, uploads), job.state, modelName(job.model, uploads), job.compression.target, job.compression.method, job.compression.ratio,
     job.result?.params_before, job.result?.params_after, job.result?.bytes_before, job.result?.bytes_after,
     job.result?.perplexity_before, job.result?.perplexity_after, job.result?.speedup?.prefill, job.result?.speedup?.decode,
-    job.created_at, job.started_at, job.finished_at,
+    job.created_at, job.started_at, job.finished_at, labelsOf(job).map((label) => label.join("=")).join("; "),
   ]);
   save("jobs.csv", csv(COLUMNS, rows), "text/csv");
 }

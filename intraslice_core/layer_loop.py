@@ -210,16 +210,13 @@ class LayerLoop:
             return attempt()
 
     def _may_be_repeated(self) -> bool:
-        """Report whether smaller batches are possible and may be needed.
-
-        Several ranks do not repeat a layer: the others have gone on when one of them fails.
-        """
+        """Report whether smaller batches are possible and may be needed, on one rank or more."""
         work = self._work
-        if not work.ranks.is_alone or work.device.type == "cpu":
+        if work.device.type == "cpu" or work.batch.size == 1 or not work.method.uses_hidden_states:
             return False
-        if work.batch.size == 1 or not work.method.uses_hidden_states:
-            return False
-        return self._fitting_size != work.batch.size or not has_room_to_spare(work.device)
+        if self._fitting_size != work.batch.size:
+            return True
+        return any(work.ranks.totals([not has_room_to_spare(work.device)]))
 
     def _copy_states(self) -> None:
         """Copy the hidden states to host memory."""

@@ -76,7 +76,7 @@ def plan_work(
         statistics=statistics,
         resume_state=run.resume_state,
         memory=placement.memory,
-        batch=BatchSize(requested=config.batch_size, is_fixed=not run.ranks.is_alone),
+        batch=BatchSize(requested=config.batch_size, ranks=run.ranks),
         in_place=in_place,
         ranks=run.ranks,
     )

@@ -8,6 +8,10 @@ The first rank, `MAIN`, alone reads text and caches, decides, writes and reports
 
 Ranks wait without a time limit, because one of them may factorise or write for long, but never for
 a rank that has failed: they look at the run's failure meanwhile (`rank_watch`).
+
+Work that may exceed the memory of a device is an attempt, which all ranks abandon if one of them
+has to, and repeat alike. Within it they agree before each collective operation, after the tensors
+of that operation are allocated: a rank that lacks memory says so in place of its next operation.
 """
 
 from __future__ import annotations
@@ -35,6 +39,10 @@ _SHORTEST_PAUSE, _LONGEST_PAUSE = 2e-5, 2e-3
 """Seconds between two looks at a collective operation that is under way."""
 
 _Result = TypeVar("_Result")
+
+
+class AttemptAbandonedError(Exception):
+    """Another rank has abandoned the attempt, which all of them repeat."""
 
 
 class Ranks:
@@ -116,6 +124,22 @@ class Ranks:
         """
         return [task() for task in tasks]
 
+    def attempted(self, attempt: Callable[[], _Result]) -> _Result:
+        """Return the result of an attempt that succeeds on all ranks or on none.
+
+        Raises:
+            AttemptAbandonedError: if another rank has abandoned it.
+        """
+        return attempt()
+
+    def abandon(self) -> bool:
+        """Let all ranks abandon the attempt that has failed on this one.
+
+        Returns:
+            False if they cannot: the error then ends the run.
+        """
+        return True
+
     def raise_if_failed(self) -> None:
         """Raise the error of another rank, if one has failed.
 
@@ -162,6 +186,10 @@ class ConnectedRanks(Ranks):
         self.rank, self.count = group.rank(), group.size()
         self.watch = watch
         self._group, self._device = group, device
+        self._attempts = 0
+        """Attempts that contain what this rank does now."""
+        self._may_agree = True
+        """False after an error within a collective operation, which others may have begun."""
 
     def device_name(self, requested: str) -> str:
         """Return the name of this rank's device."""
@@ -172,9 +200,11 @@ class ConnectedRanks(Ranks):
         """Add up tensors over all ranks, in place; see `Ranks.sum_`."""
         for bucket in _buckets(tensors):
             if len(bucket) == 1 and bucket[0].is_contiguous():
+                self._agree()
                 self._reduce(bucket[0], to)
                 continue
             flat = torch.cat([tensor.reshape(-1) for tensor in bucket])
+            self._agree()
             self._reduce(flat, to)
             parts = torch.split(flat, [tensor.numel() for tensor in bucket])
             for tensor, part in zip(bucket, parts, strict=True):
@@ -183,6 +213,7 @@ class ConnectedRanks(Ranks):
     def totals(self, numbers: Sequence[float]) -> list[float]:
         """Return the sums of numbers over all ranks, in float64."""
         sums = torch.tensor([float(number) for number in numbers], dtype=torch.float64)
+        self._agree()
         self._reduce(sums, None)
         return cast("list[float]", sums.tolist())
 
@@ -220,6 +251,22 @@ class ConnectedRanks(Ranks):
             results.update(part)
         return [results[number] for number in range(len(tasks))]
 
+    def attempted(self, attempt: Callable[[], _Result]) -> _Result:
+        """Return the result of an attempt that succeeds on all ranks or on none."""
+        self._attempts += 1
+        try:
+            result = attempt()
+            self._agree()
+        finally:
+            self._attempts -= 1
+        return result
+
+    def abandon(self) -> bool:
+        """Let all ranks abandon the attempt that has failed on this one; see `Ranks.abandon`."""
+        if self._may_agree:
+            self._is_abandoned(on_this_rank=True)
+        return self._may_agree
+
     def raise_if_failed(self) -> None:
         """Raise the error of another rank, if one has failed."""
         self.watch.raise_if_failed()
@@ -227,6 +274,23 @@ class ConnectedRanks(Ranks):
     def disconnect(self) -> None:
         """Close the connections, once all ranks have finished."""
         dist.destroy_process_group(self._group)
+
+    # -- agreement -------------------------------------------------------------------------
+
+    def _agree(self) -> None:
+        """Wait until all ranks begin the next collective operation, or the end of the attempt.
+
+        Raises:
+            AttemptAbandonedError: if another rank has abandoned the attempt.
+        """
+        if self._attempts and self._is_abandoned(on_this_rank=False):
+            raise AttemptAbandonedError
+
+    def _is_abandoned(self, *, on_this_rank: bool) -> bool:
+        """Report whether a rank has abandoned the attempt."""
+        abandoned = torch.tensor([int(on_this_rank)])
+        self._reduce(abandoned, None)
+        return bool(abandoned)
 
     # -- collective operations -------------------------------------------------------------
 
@@ -242,22 +306,30 @@ class ConnectedRanks(Ranks):
         pickler = _TensorPickler(stream)
         pickler.dump(outcome)
         payload = torch.frombuffer(bytearray(stream.getvalue()), dtype=torch.uint8)
+        contents = [_as_bytes(tensor) for tensor in pickler.tensors]
+        self._agree()
         self._broadcast(torch.tensor([payload.numel()]), self.rank)
         self._broadcast(payload, self.rank)
-        for tensor in pickler.tensors:
-            self._broadcast(_as_bytes(tensor), self.rank)
+        self._send_tensors(contents, self.rank)
 
     def _receive(self, owner: int) -> _Outcome:
         """Return an outcome that another rank sends."""
+        self._agree()
         size = torch.zeros(1, dtype=torch.int64)
         self._broadcast(size, owner)
         payload = torch.empty(int(size), dtype=torch.uint8)
         self._broadcast(payload, owner)
         unpickler = _TensorUnpickler(io.BytesIO(payload.numpy().tobytes()), self._device)
         outcome: _Outcome = unpickler.load()
-        for tensor in unpickler.tensors:
-            self._broadcast(_as_bytes(tensor), owner)
+        self._send_tensors([_as_bytes(tensor) for tensor in unpickler.tensors], owner)
         return outcome
+
+    def _send_tensors(self, contents: Sequence[Tensor], owner: int) -> None:
+        """Send tensors of bytes from their owner, once the others have memory for them."""
+        if contents:
+            self._agree()
+        for content in contents:
+            self._broadcast(content, owner)
 
     def _broadcast(self, tensor: Tensor, owner: int) -> None:
         if tensor.numel():
@@ -279,6 +351,7 @@ class ConnectedRanks(Ranks):
                 pause = min(2.0 * pause, _LONGEST_PAUSE)
             work.wait()
         except torch.OutOfMemoryError:
+            self._may_agree = False
             raise
         except RuntimeError as error:
             raise self.watch.explanation(error) from error

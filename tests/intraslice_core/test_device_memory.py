@@ -16,6 +16,7 @@ from intraslice_core.device_memory import (
 )
 from intraslice_core.errors import OutOfDeviceMemoryError
 from intraslice_core.evaluation.speeds import _error
+from intraslice_core.ranks import Ranks
 
 MESSAGE = (
     "CUDA out of memory. Tried to allocate 20.00 MiB. GPU 0 has a total capacity of 79.11 GiB of "
@@ -113,18 +114,23 @@ def test_a_batch_of_one_that_does_not_fit_names_another_setting() -> None:
     assert caught.value.field == "compression.calibration.sequence_length"
 
 
-def test_a_fixed_batch_is_not_repeated_and_names_itself_while_it_can_be_lowered() -> None:
-    for size, setting in ((4, "batch_size"), (1, "calibration.sequence_length")):
-        batch, attempts = BatchSize(requested=size, is_fixed=True), []
+class Disagreeing(Ranks):
+    """Ranks that cannot abandon an attempt, since others have begun its next operation."""
 
-        def attempt(size: int, attempts: list[int] = attempts) -> None:
-            attempts.append(size)
-            raise torch.OutOfMemoryError(MESSAGE)
+    def abandon(self) -> bool:
+        return False
 
-        with pytest.raises(OutOfDeviceMemoryError) as caught:
-            batch.repeat(attempt)
-        assert attempts == [size]
-        assert caught.value.field == f"compression.{setting}"
+
+def test_a_batch_is_not_repeated_where_the_other_ranks_cannot_abandon_it() -> None:
+    batch, attempts = BatchSize(requested=4, ranks=Disagreeing()), []
+
+    def attempt(size: int) -> None:
+        attempts.append(size)
+        raise torch.OutOfMemoryError(MESSAGE)
+
+    with pytest.raises(OutOfDeviceMemoryError):
+        batch.repeat(attempt)
+    assert attempts == [4]
 
 
 def test_tensors_of_a_failed_attempt_are_freed_before_the_next() -> None:

@@ -1,4 +1,7 @@
-"""Processes with a device each compress as one process does, and mix no devices."""
+"""Processes with a device each compress as one process does, and mix no devices.
+
+That one of the devices is full once changes nothing but the size of the batches of both.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,11 @@ from pathlib import Path
 import pytest
 
 from intraslice_core.pipeline import compress_model
-from tests.intraslice_core.parallel.comparison import LOOSE_TOLERANCE, assert_same_model
+from tests.intraslice_core.parallel.comparison import (
+    LOOSE_TOLERANCE,
+    assert_same_model,
+    report_in,
+)
 from tests.intraslice_core.parallel.launching import launch_without_a_launcher
 from tests.intraslice_core.tiny_models import tiny_llama
 from tests.on_cuda import paired
@@ -25,3 +32,5 @@ def test_two_processes_work_on_their_devices_alone(tmp_path: Path) -> None:
         config = settings(method=method, device="cpu")
         compress_model(str(dense), tmp_path / "1" / method, config, verify=False)
         assert_same_model(tmp_path / "2" / method, tmp_path / "1" / method, LOOSE_TOLERANCE)
+        warnings = "\n".join(report_in(tmp_path / "2" / method).warnings)
+        assert "compression.batch_size was lowered from 8 to 4" in warnings

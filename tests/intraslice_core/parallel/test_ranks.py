@@ -85,10 +85,20 @@ def test_an_error_of_one_rank_is_raised_on_all(by_rank: list[dict[str, Any]]) ->
         assert own["evaluated_error"] == ("no factor", 5, "mlp", "more text")
 
 
-def test_an_error_of_one_rank_alone_ends_those_that_wait_for_it(launched: Path) -> None:
+def test_all_ranks_lower_their_batches_wherever_one_of_them_lacks_memory(
+    by_rank: list[dict[str, Any]],
+) -> None:
+    for own in by_rank:
+        assert own["lowered"] == {"result": [3, 1, 2, 3], "sizes": [16, 8, 4, 2, 1], "size": 1}
+
+
+def test_a_sequence_that_does_not_fit_one_device_ends_all_ranks_with_its_error(
+    launched: Path,
+) -> None:
     for rank in range(COUNT):
         error = json.loads((launched / f"error-{rank}.json").read_text())
-        assert error == ["no factor", 2, "mlp", "more text"]
+        field = "compression.calibration.sequence_length"
+        assert error == {"sizes": [2, 1], "field": field, "needed_bytes": 2 * 2**20}
 
 
 def test_a_single_rank_computes_everything_itself() -> None:

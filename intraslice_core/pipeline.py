@@ -333,7 +333,8 @@ def _compress_checkpoint(
         devices = "" if run.ranks.is_alone else f"{run.ranks.count} x "
         machine = f"{devices}{device_class(work.device)} {work.dtype} {config.method}"
         rates = machine_rates(gpu_class_of(work.device), work.dtype.itemsize)
-        run.expect(work.geometry, config, evaluation, work.stored_dtype.itemsize, machine, rates)
+        divided = config.model_copy(update={"devices": run.ranks.count})
+        run.expect(work.geometry, divided, evaluation, work.stored_dtype.itemsize, machine, rates)
         if evaluation is not None:
             tokenizer = load_tokenizer(dense.directory)
             run.warnings += check_texts(evaluation, tokenizer, work.canonical["vocab_size"])

@@ -1,7 +1,8 @@
 """Floating-point operations of a compression by stage, estimated from shapes alone.
 
 The estimate contains matrix products and factorisations, with two operations per multiply-add. It
-leaves out norms, activations and copies. Tests compare it with torch's own count. Factorisations,
+leaves out norms, activations and copies. Tests compare it with torch's own count. Of a compression
+on several devices it is that of the one with most of the work (`ranks`). Factorisations,
 solves and products with second moments are in float64, or in float32 on GPUs where that is slow
 (`rates`); everything else is in the compute dtype.
 """
@@ -86,7 +87,7 @@ def stage_flops(geometry: ModelGeometry, compression: CompressionConfig) -> Stag
     compensates = METHODS[compression.method].compensate
     refits = work.of_remaining_layers()
     trials = TRIAL_PLANS if work.parts.trial_fit else 0
-    return StageFlops(
+    flops = StageFlops(
         forward=work.samples * work.sequence(1.0),
         gradients=work.gradients(),
         sensitivity=work.sensitivity(),
@@ -98,6 +99,9 @@ def stage_flops(geometry: ModelGeometry, compression: CompressionConfig) -> Stag
         passes=refits.passes(work.samples) if compensates else work.direct_passes(),
         statistics=refits.statistics(work.samples) if compensates else work.stream_statistics(),
         factorisations=refits.fits(*work.dampings) if compensates else work.rotations(),
+    )
+    return flops.model_copy(
+        update={name: share * getattr(flops, name) for name, share in work.shares().items()}
     )
 
 
@@ -174,6 +178,30 @@ class Work:
         for group, part in zip(groups, calibration.parts(), strict=True):
             counts[group] += part.samples
         return 1 + (counts[0] == counts[1])
+
+    # -- several devices -------------------------------------------------------------------
+
+    def shares(self) -> dict[str, float]:
+        """Return the parts of `StageFlops` that devices divide, each with the largest share of it.
+
+        Refits of a module follow one another, and masks are trained by one device.
+        """
+        parts = self.parts
+        tried = min(parts.trial_fit, self.check_sequences)
+        return {
+            "gradients": self._share(parts.gradients),
+            "sensitivity": self._share(parts.sensitivity),
+            "sensitivity_factorisations": self._share(self.layers),
+            "trial_compression": self._share(tried),
+            "trial_factorisations": self._share(TRIAL_PLANS),
+            "units": self._share(self.samples),
+            "passes": self._share(self.samples),
+            "statistics": self._share(self.samples),
+        }
+
+    def _share(self, number: int) -> float:
+        """Return the largest share of a number of sequences, layers or plans."""
+        return math.ceil(number / self.compression.devices) / max(number, 1)
 
     # -- passes of one sequence ------------------------------------------------------------
 
@@ -402,8 +430,7 @@ class Work:
         """Count the solves of both modules of all layers, and the comparison of dampings."""
         hidden, width = self.geometry.hidden_size, self.geometry.intermediate_size
         method, held_out = METHODS[self.compression.method], own > 1
-        candidates = {*method.damping_own, *method.damping_correction}
-        compared = min(len(candidates), TRIED_DAMPINGS) * self.folds if held_out else 0
+        compared = self._compared(own, correction) if held_out else 0
         final = 1 + (correction > 0)
         probes = min(hidden, DAMPING_PROBES)
         projected = 2.0 * self.inner**2 * self.kept * hidden
@@ -427,6 +454,18 @@ class Work:
         if method.residual_parts:
             both += self._residual_part_fits()
         return self.layers * (projected + crosses + both)
+
+    def _compared(self, own: int, correction: int) -> int:
+        """Return the number of factorisations that compare the dampings of a module.
+
+        One device skips those beyond the least error; several factorise for all candidates at once.
+        """
+        method, devices = METHODS[self.compression.method], self.compression.devices
+        if devices > 1:
+            counts = (own * self.folds, correction * self.folds)
+            return sum(math.ceil(count / devices) for count in counts)
+        candidates = {*method.damping_own, *method.damping_correction}
+        return min(len(candidates), TRIED_DAMPINGS) * self.folds
 
     def _residual_part_fits(self) -> float:
         """Count the choice of a layer's reads and neurons, and the refit of what reads."""

@@ -11,7 +11,9 @@ shown relative to the largest weight of its tensor. The basis of the values of a
 in its signs, so that products of values and outputs are compared instead.
 
 Then prints the modelled stages of Llama-3-70B, calibrated by default, on one and on eight H100
-(`cost_model.parallel_costs`): no model of that size was run.
+(`cost_model.parallel_costs`): seconds by part, bytes over the link of each device, and memory. No
+model of that size was run. With `--only-model` nothing is run, and the line has the last field
+alone.
 
 The last line is JSON:
     processes                   number of processes, of one thread each
@@ -21,8 +23,9 @@ The last line is JSON:
     target, met                 least speed-up of two processes, and whether it was reached
     same_plan                   whether both runs chose the same shapes
     largest_difference          largest relative difference of a weight; null with other plans
-    modelled                    {"Llama-3-70B": {"1": seconds, "8": seconds}}
-With `--only-model` only the last field is there.
+    modelled                    by model and number of devices: total "seconds"; "stages", each with
+                                its seconds by part and the bytes that a device sends; "device_bytes"
+                                and "host_bytes", the memory that is needed
 """
 
 from __future__ import annotations
@@ -41,7 +44,13 @@ from rich.console import Console
 from rich.table import Table
 
 from intraslice_core.config import CalibrationConfig, CompressionConfig
-from intraslice_core.cost_model import H100_SXM, StageCost, parallel_costs
+from intraslice_core.cost_model import (
+    H100_SXM,
+    StageCost,
+    gpu_host_bytes,
+    parallel_costs,
+    stage_bytes,
+)
 from intraslice_core.plan import ModelPlan
 from intraslice_core.progress import ProgressEvent, Stage, StageTimer
 from intraslice_core.reports.schema import CompressionReport
@@ -50,6 +59,8 @@ TARGET = 1.7
 """Least speed-up of two processes of one thread over one, on two cores."""
 MEASURED = (Stage.ALLOCATE, Stage.COMPRESS)
 MODELLED = "Llama-3-70B"
+ITEM_BYTES = 2
+"""Bytes of a number in the compute dtype and of a stored weight of the modelled compression."""
 SOURCES = [{"source": "pydoc"}, {"source": "pycode"}]
 
 
@@ -180,16 +191,37 @@ def print_stages(title: str, costs: tuple[StageCost, ...]) -> None:
     Console().print(table)
 
 
-def modelled() -> dict[str, dict[str, float]]:
-    """Print the model of a large Llama on one and on all devices; return its seconds."""
-    seconds = {}
+def modelled() -> dict[str, dict[str, Any]]:
+    """Print the model of a large Llama on one and on all devices, and return its figures."""
+    geometry, figures = LLAMAS[MODELLED], dict[str, Any]()
     for devices in (1, H100_SXM.devices):
-        costs = parallel_costs(
-            LLAMAS[MODELLED], CompressionConfig(ratio=0.3), H100_SXM, devices=devices
+        config = CompressionConfig(ratio=0.3, devices=devices)
+        costs = parallel_costs(geometry, config, H100_SXM, devices=devices)
+        stages = stage_bytes(geometry, config, ITEM_BYTES, ITEM_BYTES, in_place=True)
+        on_device = max(stage.device for stage in stages.values())
+        on_host = gpu_host_bytes(geometry, config, ITEM_BYTES, ITEM_BYTES)
+        memory = f"{on_device / 2**30:.1f} GiB on each, {on_host / 2**30:.1f} GiB on the host"
+        calibration = config.calibration
+        tokens = f"{calibration.samples} x {calibration.sequence_length} tokens"
+        print_stages(
+            f"{MODELLED}, {tokens}, {devices} of {H100_SXM.name}: {memory} without hidden states "
+            "on the devices",
+            costs,
         )
-        print_stages(f"{MODELLED}, 128 x 2048 tokens, {devices} of {H100_SXM.name}", costs)
-        seconds[str(devices)] = round(sum(cost.seconds for cost in costs), 1)
-    return {MODELLED: seconds}
+        figures[str(devices)] = {
+            "seconds": round(sum(cost.seconds for cost in costs), 1),
+            "stages": {cost.stage: stage_figures(cost) for cost in costs},
+            "device_bytes": on_device,
+            "host_bytes": on_host,
+        }
+    return {MODELLED: figures}
+
+
+def stage_figures(cost: StageCost) -> dict[str, float]:
+    """Return the seconds of a stage by part, and the bytes that a device sends."""
+    parts = ("products", "factorisations", "links", "copies", "seconds")
+    seconds = {name: round(getattr(cost, name), 2) for name in parts}
+    return {**seconds, "link_bytes": round(cost.link_bytes)}
 
 
 def main() -> None:

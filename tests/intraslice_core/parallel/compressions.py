@@ -1,14 +1,19 @@
-"""Compressions of a tiny model by several methods: `torchrun compressions.py DENSE FOLDER`."""
+"""Compressions of a tiny model by several methods: `compressions.py DENSE FOLDER`.
+
+Two ranks write checkpoints by all methods, and three those of some, to `FOLDER/2` and `FOLDER/3`.
+"""
 
 from __future__ import annotations
 
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from intraslice_core.config import CalibrationConfig, CompressionConfig
 from intraslice_core.launcher import current_launch
 from intraslice_core.pipeline import compress_model
+from tests.intraslice_core.parallel.forked import run_in_ranks
 
 SAMPLES = 13
 """Sequences: an odd number, so that the ranks' shares differ."""
@@ -34,6 +39,8 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "magnitude": {},
 }
 """Settings by name, which is that of the method where it is not among them."""
+IN_THREE = ("intraslice_plus", "modegpt", "slicegpt")
+"""Compressions by three ranks."""
 
 
 def config(name: str) -> CompressionConfig:
@@ -61,4 +68,7 @@ def compress_all(dense: Path, folder: Path, names: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    compress_all(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3:])
+    for ranks, names in ((2, [*CONFIGS]), (3, [*IN_THREE])):
+        place = Path(sys.argv[2]) / str(ranks)
+        place.mkdir()
+        run_in_ranks(ranks, partial(compress_all, Path(sys.argv[1]), place, names))

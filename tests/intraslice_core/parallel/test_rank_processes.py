@@ -1,7 +1,7 @@
 """Runs on several devices end together and typed, and resume on any number of them.
 
-One run passes from one process to two, of which one dies, to three, which are cancelled, and back
-to one, because starting a process takes longer than everything that it does here.
+One run passes from one process to two, of which one dies, to two, which are cancelled, and back to
+one, because starting a process takes longer than everything that it does here.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from tests.intraslice_core.tiny_models import tiny_llama
 NOTICED_SECONDS = 30.0
 """Time in which the others must end after the death of a process."""
 METHOD = "intraslice_plus"
-LAYERS = compressions.MODEL["num_hidden_layers"]
+LAYERS = 4
 
 
 @dataclass
@@ -53,7 +53,7 @@ class Part:
 
 @dataclass
 class Chain:
-    """Runs of one compression after each other, of one, two, three and one process."""
+    """Runs of one compression after each other, of one, two, two and one process."""
 
     dense: Path
     folder: Path
@@ -89,7 +89,7 @@ class Chain:
 
 
 def config_of(devices: int) -> CompressionConfig:
-    """Return settings with few and short sequences, of which three processes have two each."""
+    """Return settings with few and short sequences, of which two processes have three each."""
     config = compressions.config(METHOD)
     calibration = config.calibration.model_copy(update={"samples": 6, "sequence_length": 24})
     return config.model_copy(update={"devices": devices, "calibration": calibration})
@@ -109,7 +109,8 @@ def ranks_of(process: psutil.Process) -> Iterator[psutil.Process]:
 
 @pytest.fixture(scope="module")
 def dense(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_llama(tmp_path_factory.mktemp("model") / "dense", **compressions.MODEL)
+    sizes = compressions.MODEL | {"num_hidden_layers": LAYERS}
+    return tiny_llama(tmp_path_factory.mktemp("model") / "dense", **sizes)
 
 
 @pytest.fixture(scope="module")
@@ -124,7 +125,7 @@ def chain(dense: Path, tmp_path_factory: pytest.TempPathFactory) -> Chain:
         runs.run(runs.killed, 2)
         patch.delenv(scripted_rank.DIES_AFTER)
         patch.setenv(scripted_rank.WAITS_AFTER, layer_file(LAYERS - 2))
-        runs.run(runs.cancelled, 3, until=layer_file(LAYERS - 2))
+        runs.run(runs.cancelled, 2, until=layer_file(LAYERS - 2))
     assert not runs.out.exists()
     runs.run(runs.last, 1)
     return runs

@@ -56,7 +56,8 @@ def plan_work(
         statistics = ModelStatistics(cache=run.statistics_cache, facts=facts)
     items = (dtype.itemsize, reader.dtype.itemsize)
     share = of_largest_share(run.ranks, config)
-    placement = place_hidden_states(geometry, share, device, items, run.offload_dir)
+    processes = run.ranks.count
+    placement = place_hidden_states(geometry, share, device, items, run.offload_dir, processes)
     if placement.message is not None:
         run.report(Stage.LOAD, placement.message)
     # One for all ranks, whose keys of cached content are thereby alike.

@@ -116,6 +116,16 @@ def test_a_cpu_factorises_in_place_by_the_limit_of_its_memory(
     assert not files.in_place
 
 
+def test_processes_share_the_memory_of_their_host(monkeypatch: pytest.MonkeyPatch) -> None:
+    enough = int((PROCESS_BYTES + NEEDED) / DEVICE_SHARE) + 1
+    for processes, limit, in_place in ((1, enough, False), (2, enough, True), (2, 2 * enough, False)):
+        monkeypatch.setattr(residency, "host_memory_bytes", lambda limit=limit: limit)
+        placement = place_hidden_states(
+            GEOMETRY, CONFIG, torch.device("cpu"), (2, 2), None, processes
+        )
+        assert placement.in_place == in_place, (processes, limit)
+
+
 def test_models_of_a_cpu_stay_on_it() -> None:
     assert place_models("cpu", 10**15, "the evaluation").device == "cpu"
 

@@ -10,7 +10,7 @@ the same either way. Both results must have the same plan; the largest differenc
 shown relative to the largest weight of its tensor. The basis of the values of an attention is free
 in its signs, so that products of values and outputs are compared instead.
 
-Then prints the modelled stages of Llama-3-70B, calibrated by default, on one and on eight H100
+Then prints the modelled stages of Llama-3-70B, calibrated on 128 x 2048 tokens, on one and eight H100
 (`cost_model.parallel_costs`): seconds by part, bytes over the link of each device, and memory. No
 model of that size was run. With `--only-model` nothing is run, and the line has the last field
 alone.
@@ -82,6 +82,12 @@ class Measured:
         return sum(self.seconds[stage] for stage in MEASURED)
 
 
+def calibration_of(samples: int, length: int) -> CalibrationConfig:
+    """Return a calibration on text that is read: to write some, the whole model must fit."""
+    sizes = {"samples": samples, "sequence_length": length, "self_share": 0.0}
+    return CalibrationConfig.model_validate({"source": SOURCES, **sizes})
+
+
 def run(processes: int, dense: Path, out: Path, config: CompressionConfig) -> Measured:
     """Compress by a number of processes of one thread."""
     from intraslice_core.rank_processes import RankRequest, run_on_ranks
@@ -133,14 +139,7 @@ def compare(arguments: argparse.Namespace) -> dict[str, Any]:
         ratio=arguments.ratio,
         method=arguments.method,
         dtype="float32",
-        calibration=CalibrationConfig.model_validate(
-            {
-                "source": SOURCES,
-                "samples": arguments.samples,
-                "sequence_length": arguments.length,
-                "self_share": 0.0,
-            }
-        ),
+        calibration=calibration_of(arguments.samples, arguments.length),
     )
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
@@ -194,14 +193,14 @@ def print_stages(title: str, costs: tuple[StageCost, ...]) -> None:
 def modelled() -> dict[str, dict[str, Any]]:
     """Print the model of a large Llama on one and on all devices, and return its figures."""
     geometry, figures = LLAMAS[MODELLED], dict[str, Any]()
+    calibration = calibration_of(128, 2048)
     for devices in (1, H100_SXM.devices):
-        config = CompressionConfig(ratio=0.3, devices=devices)
+        config = CompressionConfig(ratio=0.3, calibration=calibration, devices=devices)
         costs = parallel_costs(geometry, config, H100_SXM, devices=devices)
         stages = stage_bytes(geometry, config, ITEM_BYTES, ITEM_BYTES, in_place=True)
         on_device = max(stage.device for stage in stages.values())
         on_host = gpu_host_bytes(geometry, config, ITEM_BYTES, ITEM_BYTES)
         memory = f"{on_device / 2**30:.1f} GiB on each, {on_host / 2**30:.1f} GiB on the host"
-        calibration = config.calibration
         tokens = f"{calibration.samples} x {calibration.sequence_length} tokens"
         print_stages(
             f"{MODELLED}, {tokens}, {devices} of {H100_SXM.name}: {memory} without hidden states "

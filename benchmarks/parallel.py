@@ -10,9 +10,9 @@ the same either way. Both results must have the same plan; the largest differenc
 shown relative to the largest weight of its tensor. The basis of the values of an attention is free
 in its signs, so that products of values and outputs are compared instead.
 
-Then prints the modelled stages of Llama-3-70B, calibrated on 128 x 2048 tokens, on one and eight H100
-(`cost_model.parallel_costs`): seconds by part, bytes over the link of each device, and memory. No
-model of that size was run. With `--only-model` nothing is run, and the line has the last field
+Then prints the modelled stages of Llama-3-70B, calibrated on 128 x 2048 tokens, on one and on eight
+H100 (`cost_model.parallel_costs`): seconds by part, bytes over the link of each device, and memory.
+No model of that size was run. With `--only-model` nothing is run, and the line has the last field
 alone.
 
 The last line is JSON:
@@ -24,8 +24,8 @@ The last line is JSON:
     same_plan                   whether both runs chose the same shapes
     largest_difference          largest relative difference of a weight; null with other plans
     modelled                    by model and number of devices: total "seconds"; "stages", each with
-                                its seconds by part and the bytes that a device sends; "device_bytes"
-                                and "host_bytes", the memory that is needed
+                                its seconds by part and the bytes that a device sends; memory that
+                                is needed, "device_bytes" and "host_bytes"
 """
 
 from __future__ import annotations

@@ -118,7 +118,8 @@ def test_a_cpu_factorises_in_place_by_the_limit_of_its_memory(
 
 def test_processes_share_the_memory_of_their_host(monkeypatch: pytest.MonkeyPatch) -> None:
     enough = int((PROCESS_BYTES + NEEDED) / DEVICE_SHARE) + 1
-    for processes, limit, in_place in ((1, enough, False), (2, enough, True), (2, 2 * enough, False)):
+    cases = ((1, enough, False), (2, enough, True), (2, 2 * enough, False))
+    for processes, limit, in_place in cases:
         monkeypatch.setattr(residency, "host_memory_bytes", lambda limit=limit: limit)
         placement = place_hidden_states(
             GEOMETRY, CONFIG, torch.device("cpu"), (2, 2), None, processes

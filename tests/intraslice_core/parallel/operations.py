@@ -132,7 +132,7 @@ def main() -> None:
 
 
 def fail_while_others_wait(rank: int) -> dict[str, Any]:
-    """Return the error of all ranks, and their attempts, if one sequence does not fit one device."""
+    """Return the error of all ranks, and their attempts, if a sequence does not fit one device."""
     sizes = list[int]()
     try:
         with connected_ranks(torch.device("cpu")) as ranks:

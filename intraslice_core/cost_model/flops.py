@@ -187,12 +187,12 @@ class Work:
         Refits of a module follow one another, and masks are trained by one device.
         """
         parts = self.parts
-        tried = min(parts.trial_fit, self.check_sequences)
+        sequences = min(parts.trial_fit, self.check_sequences)
         return {
             "gradients": self._share(parts.gradients),
             "sensitivity": self._share(parts.sensitivity),
             "sensitivity_factorisations": self._share(self.layers),
-            "trial_compression": self._share(tried),
+            "trial_compression": self._share(sequences),
             "trial_factorisations": self._share(TRIAL_PLANS),
             "units": self._share(self.samples),
             "passes": self._share(self.samples),

@@ -158,6 +158,8 @@ class Run:
         return SensitivityCache(
             directory=state.directory, has_room=lambda _: True, on_saved=state.on_saved
         )
+
+    @property
     def seconds(self) -> float:
         """Return the seconds of work so far, over all attempts, without pauses between them."""
         return self.earlier_seconds + time.perf_counter() - self.started

@@ -1,6 +1,7 @@
 """Compressions of a tiny model by several methods: `compressions.py DENSE FOLDER`.
 
 Two ranks write checkpoints by all methods, and three those of some, to `FOLDER/2` and `FOLDER/3`.
+At last the first one of two cancels a compression.
 """
 
 from __future__ import annotations
@@ -11,14 +12,16 @@ from pathlib import Path
 from typing import Any
 
 from intraslice_core.config import CalibrationConfig, CompressionConfig
+from intraslice_core.errors import IntraSliceError
 from intraslice_core.launcher import current_launch
 from intraslice_core.pipeline import compress_model
+from intraslice_core.progress import ProgressEvent
 from tests.intraslice_core.parallel.forked import run_in_ranks
 
 SAMPLES = 13
 """Sequences: an odd number, so that the ranks' shares differ."""
 LENGTH = 48
-MODEL: dict[str, Any] = {"num_hidden_layers": 5, "initializer_range": 0.15}
+MODEL: dict[str, Any] = {"num_hidden_layers": 4, "initializer_range": 0.15}
 MIXTURE = [{"source": "pydoc", "weight": 1.0}, {"source": "pycode", "weight": 1.0}]
 
 _TRAINING = {"max_tokens": 4 * LENGTH}
@@ -67,8 +70,32 @@ def compress_all(dense: Path, folder: Path, names: list[str]) -> None:
             (folder / f"{name}-{launch.rank}.json").write_text(report.model_dump_json())
 
 
-if __name__ == "__main__":
+def cancel(dense: Path, folder: Path) -> None:
+    """Write the code of the error with which each rank ends when the first one is cancelled."""
+    events: list[ProgressEvent] = []
+    launch = current_launch()
+    assert launch is not None
+    try:
+        compress_model(
+            str(dense),
+            folder / "cancelled",
+            config("flap"),
+            verify=False,
+            on_progress=events.append,  # never called on the other ranks
+            should_cancel=lambda: any(event.finished for event in events),
+        )
+    except IntraSliceError as error:
+        (folder / f"error-{launch.rank}").write_text(error.code)
+
+
+def main(dense: Path, folder: Path) -> None:
+    """Start the ranks, which leave their connections as they are at the end."""
     for ranks, names in ((2, [*CONFIGS]), (3, [*IN_THREE])):
-        place = Path(sys.argv[2]) / str(ranks)
+        place = folder / str(ranks)
         place.mkdir()
-        run_in_ranks(ranks, partial(compress_all, Path(sys.argv[1]), place, names))
+        run_in_ranks(ranks, partial(compress_all, dense, place, names))
+    run_in_ranks(2, partial(cancel, dense, folder / "2"))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), Path(sys.argv[2]))

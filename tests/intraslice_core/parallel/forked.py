@@ -5,6 +5,7 @@ The process must not have computed anything: threads of torch do not survive a f
 
 from __future__ import annotations
 
+import gc
 import os
 import socket
 import sys
@@ -46,6 +47,7 @@ def run_in_ranks(count: int, work: Callable[[], None]) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
+    gc.freeze()  # a collection would copy the memory that the ranks have in common
     finish = _Finish(os.pipe(), os.pipe())
     children = []
     for rank in range(count):

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from intraslice_core.errors import CompressionCancelledError
 from intraslice_core.reports.schema import CompressionReport
 from tests.intraslice_core.parallel import compressions
 from tests.intraslice_core.parallel.comparison import (
@@ -57,6 +58,12 @@ def test_all_ranks_get_the_report_of_the_first(name: str, folder: Path) -> None:
     for rank in range(2):
         own = (folder / "2" / f"{name}-{rank}.json").read_text()
         assert CompressionReport.model_validate_json(own).plan == written.plan
+
+
+def test_the_cancellation_of_the_first_rank_ends_all_of_them(folder: Path) -> None:
+    for rank in range(2):
+        assert (folder / "2" / f"error-{rank}").read_text() == CompressionCancelledError.code
+    assert not (folder / "2" / "cancelled").exists()
 
 
 def test_reports_have_the_measurements_of_one_process(folder: Path) -> None:

@@ -20,7 +20,10 @@ from intraslice_core.hidden_states import LayerPass
 from intraslice_core.launcher import Launch, is_main_process
 from intraslice_core.pipeline import compress_model
 from intraslice_core.ranks import ConnectedRanks
-from tests.on_cuda.devices import HOST_WORK, observed, settings
+from tests.on_cuda.devices import observed, settings
+
+WAITS = {"intraslice_plus": 1466}
+"""Waits of each run of three layers, one of which is repeated."""
 
 _process_group = rank_connection._process_group
 
@@ -60,7 +63,7 @@ def lack_memory_once() -> None:
 
 
 def main() -> None:
-    """Compress by each method; fail if devices are mixed or work is done on the host."""
+    """Compress by each method; fail if the process does not work on its device alone."""
     dense, folder, *methods = sys.argv[1:]
     rank_connection.ConnectedRanks = HostedRanks  # type: ignore[misc]
     rank_connection._process_group = _gloo_group
@@ -72,12 +75,7 @@ def main() -> None:
                 dense, Path(folder) / method, settings(method=method), verify=False
             )
             assert report.device != "cpu", report.device
-        log = observation.log
-        assert log is not None
-        assert not log.mixed, log.summary()
-        host = {line for _, line in log.host_flops if line.partition(":")[0] not in HOST_WORK}
-        assert not host, f"work on the host: {sorted(host)}"
-        assert observation.left == 0, f"{observation.left} bytes are still allocated"
+        observation.require_clean(WAITS[method])
 
 
 if __name__ == "__main__":

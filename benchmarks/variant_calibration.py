@@ -39,7 +39,8 @@ from intraslice_core.plan import ModelPlan
 from intraslice_core.resume_state import ignore_saved
 from intraslice_core.sensitivity import measurement
 from intraslice_core.sensitivity.gradients import loss_gradients
-from intraslice_core.sensitivity.measurement import ModelSensitivity, load_sensitivity
+from intraslice_core.sensitivity.measurement import ModelSensitivity
+from intraslice_core.sensitivity.sensitivity_file import load_sensitivity
 
 
 class HeldLayers(DenseLayerReader):

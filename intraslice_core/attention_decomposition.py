@@ -18,7 +18,9 @@ from intraslice_core.hidden_states import LayerContext, LayerPass
 from intraslice_core.linalg import WORKING_DTYPE
 from intraslice_core.pair_statistics import pair_statistics
 from intraslice_core.plan import LayerPlan
+from intraslice_core.ranks import Ranks
 from intraslice_core.refit import ModuleOutcome
+from intraslice_core.rotary_statistics import HeadEnergies, RotaryStatistics
 from intraslice_core.selection import rotary_pairs, spectra, value_basis
 from intraslice_core.selection.spectra import Spectrum
 
@@ -41,15 +43,33 @@ def decompose_attention(
     Raises:
         NumericalError: if a statistic is not finite or a decomposition fails.
     """
+    settings = context.settings
+    groups, total = settings.num_key_value_heads, settings.head_dim // 2
+    if plan.qk_pairs == total and plan.v_head_dim == settings.head_dim:
+        layer_pass.skip()
+        pairs = torch.arange(total, device=context.device).expand(groups, total)
+        return pairs, dense, ModuleOutcome(module="attention", explained_energy=1.0)
+    values = _ValueMoments(dense, layer_pass.prefix_length, layer_pass.ranks)
+    statistics, energies = pair_statistics(dense, layer_pass, context, values.add)
+    moment = values.mean()
+    return layer_pass.ranks.computed(
+        layer_pass.owner, lambda: _decomposed(dense, plan, context, statistics, energies, moment)
+    )
+
+
+def _decomposed(
+    dense: LayerWeights,
+    plan: LayerPlan,
+    context: LayerContext,
+    statistics: RotaryStatistics,
+    energies: HeadEnergies,
+    moment: Tensor,
+) -> tuple[Tensor, LayerWeights, ModuleOutcome]:
+    """Return kept pairs, layer and measurements of `decompose_attention`."""
     settings, method = context.settings, context.method
     groups, total = settings.num_key_value_heads, settings.head_dim // 2
     pairs = torch.arange(total, device=context.device).expand(groups, total)
-    if plan.qk_pairs == total and plan.v_head_dim == settings.head_dim:
-        layer_pass.skip()
-        return pairs, dense, ModuleOutcome(module="attention", explained_energy=1.0)
-    values = _ValueMoments(dense, layer_pass.prefix_length)
-    statistics, energies = pair_statistics(dense, layer_pass, context, values.add)
-    weights, shown, share = dense, [], 1.0
+    weights, shown, share = dense, list[Spectrum](), 1.0
     if plan.qk_pairs < total:
         assert method.pair_score != "magnitude"  # only methods without refit select by weights
         score = rotary_pairs.pair_score(method.pair_score, statistics)
@@ -57,7 +77,7 @@ def decompose_attention(
         pairs = rotary_pairs.keep_best_pairs(score, plan.qk_pairs)
         weights = slicing.slice_rotary_pairs(weights, pairs, settings, energies)
     if plan.v_head_dim < settings.head_dim:
-        weights, spectrum, share = _factorise_values(weights, values.mean(), plan.v_head_dim)
+        weights, spectrum, share = _factorise_values(weights, moment, plan.v_head_dim)
         shown.append(spectrum)
     outcome = ModuleOutcome(module="attention", explained_energy=share, spectra=tuple(shown))
     return pairs, slicing.rounded_to(weights, context.stored_dtype), outcome
@@ -86,8 +106,8 @@ def _factorise_values(
 class _ValueMoments:
     """Accumulator of `E[v vᵀ]` of every KV group."""
 
-    def __init__(self, dense: LayerWeights, prefix_length: int) -> None:
-        self._dense, self._prefix_length = dense, prefix_length
+    def __init__(self, dense: LayerWeights, prefix_length: int, ranks: Ranks) -> None:
+        self._dense, self._prefix_length, self._ranks = dense, prefix_length, ranks
         groups = dense.num_key_value_heads
         width = dense.value.weight.shape[0] // groups
         self._sum = torch.zeros(
@@ -104,5 +124,7 @@ class _ValueMoments:
         self._tokens += heads.shape[1]
 
     def mean(self) -> Tensor:
-        """Return the mean, (num_key_value_heads, head_dim, head_dim), float64."""
-        return self._sum / self._tokens
+        """Return the mean of all ranks, (num_key_value_heads, head_dim, head_dim), float64."""
+        self._ranks.sum_([self._sum])
+        (tokens,) = self._ranks.totals([self._tokens])
+        return self._sum / tokens

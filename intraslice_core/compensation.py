@@ -20,6 +20,7 @@ from intraslice_core import decoder_layer, linalg
 from intraslice_core.dampings import Dampings, choose_dampings, excess_error, unexplained
 from intraslice_core.decoder_layer import LayerSettings, LayerWeights, Linear, Norm
 from intraslice_core.linalg import WORKING_DTYPE
+from intraslice_core.ranks import ALONE, MAIN, Ranks
 from intraslice_core.statistics import MomentAccumulator, Moments, prefix_scale, scaled
 
 
@@ -73,8 +74,13 @@ def fit_output(
     dampings: Dampings,
     *,
     in_place: bool = False,
+    ranks: Ranks = ALONE,
+    owner: int = MAIN,
 ) -> Fit:
     """Fit the output projection of a pruned module.
+
+    The ranks compare dampings together; then one of them fits.
+
 
     Args:
         fit: moments of the kept activations over most calibration sequences.
@@ -82,12 +88,29 @@ def fit_output(
         prior: projected original weight `PᵀW`, (kept, hidden_size); None to shrink to zero.
         dampings: candidates for both parts.
         in_place: overwrite `fit` by the sum of both, which saves a copy of the Gram matrix.
+        ranks: those that have the same moments.
+        owner: rank that fits.
 
     Raises:
         NumericalError: if the damping ladder ends.
     """
-    own, correction = choose_dampings(fit, held_out, prior, dampings)
-    everything = fit if held_out is None else fit.plus(held_out, in_place=in_place)
+    chosen = choose_dampings(fit, held_out, prior, dampings, ranks)
+
+    def fitted() -> Fit:
+        everything = fit if held_out is None else fit.plus(held_out, in_place=in_place)
+        return _fit_with(chosen, everything, prior, dampings)
+
+    return ranks.computed(owner, fitted)
+
+
+def _fit_with(
+    chosen: tuple[float, float | None],
+    everything: Moments,
+    prior: Tensor | None,
+    dampings: Dampings,
+) -> Fit:
+    """Fit with chosen dampings for both parts; other arguments are those of `fit_output`."""
+    own, correction = chosen
     matrix = dampings.matrix(everything.gram)
     factor = matrix.factor(own)
     weight = factor.solve(unexplained(everything, prior))
@@ -285,9 +308,10 @@ class SplitAccumulator:
         width: width of the inner activation; None for that of the dense module.
         kept: leading entries of the inner activation that the module keeps, where they are known;
             None for all. `own_is_linear` must be true then.
+        ranks: those whose tokens are averaged over.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 (everything that its two accumulators need)
         self,
         space: OutputSpace,
         device: torch.device,
@@ -297,6 +321,7 @@ class SplitAccumulator:
         prefix_length: int = 0,
         width: int | None = None,
         kept: int | None = None,
+        ranks: Ranks = ALONE,
     ) -> None:
         self._space = space
         self._own_is_linear = own_is_linear
@@ -312,6 +337,7 @@ class SplitAccumulator:
                 device=device,
                 own_is_linear=own_is_linear,
                 kept=None if kept is None else kept + constants,
+                ranks=ranks,
             )
 
         self._fit = make()

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 
 import torch
 from torch import Tensor
 
 from intraslice_core import linalg
+from intraslice_core.ranks import ALONE, Ranks
 from intraslice_core.statistics import Moments
 
 PROBES = 32
@@ -67,7 +68,11 @@ def _probes(like: Tensor) -> Tensor | None:
 
 
 def choose_dampings(
-    fit: Moments, held_out: Moments | None, prior: Tensor | None, dampings: Dampings
+    fit: Moments,
+    held_out: Moments | None,
+    prior: Tensor | None,
+    dampings: Dampings,
+    ranks: Ranks = ALONE,
 ) -> tuple[float, float | None]:
     """Return the dampings whose solutions have the least error on moments they were not fitted to.
 
@@ -80,6 +85,7 @@ def choose_dampings(
             turn if they are of equally many tokens.
         prior: weights that the solution shrinks to, (width, hidden_size); None for zero.
         dampings: candidates for both parts.
+        ranks: those that have the same moments; they divide the candidates among them.
 
     Raises:
         NumericalError: if the damping ladder ends.
@@ -88,7 +94,7 @@ def choose_dampings(
     own, correction = dampings.own, dampings.correction if has_correction else ()
     if held_out is not None and max(len(own), len(correction)) > 1:
         folds = _folds(fit, held_out, prior, dampings, corrects=len(correction) > 1)
-        own, correction = _compare_dampings(folds, own, correction)
+        own, correction = _compare_dampings(folds, own, correction, ranks)
     return own[0], correction[0] if correction else None
 
 
@@ -191,23 +197,40 @@ def _folds(
 
 
 def _compare_dampings(
-    folds: Sequence[_Fold], own: Sequence[float], corrections: Sequence[float]
+    folds: Sequence[_Fold], own: Sequence[float], corrections: Sequence[float], ranks: Ranks
 ) -> tuple[Sequence[float], Sequence[float]]:
     """Return the candidates for λ₁ and for λ₂ of least mean error over the folds."""
-
-    @cache
-    def own_error(damping: float) -> float:
-        return sum(fold.own_error(damping) for fold in folds)
-
-    best = _least(own, own_error)
+    best = _least(own, _errors([fold.own_error for fold in folds], own, ranks))
     if len(corrections) < 2:
         return (best,), corrections
 
-    @cache
-    def error(damping: float) -> float:
-        return sum(fold.error(best, damping) for fold in folds)
+    by_fold = [partial(fold.error, best) for fold in folds]
+    return (best,), (_least(corrections, _errors(by_fold, corrections, ranks)),)
 
-    return (best,), (_least(corrections, error),)
+
+def _errors(
+    by_fold: Sequence[Callable[[float], float]], candidates: Sequence[float], ranks: Ranks
+) -> Callable[[float], float]:
+    """Return the error of a damping over all folds.
+
+    A single process computes it when it is needed. Several ranks compute those of all candidates at
+    once, because a factorisation more costs them no time.
+
+    Args:
+        by_fold: error of a damping in each fold.
+        candidates: dampings.
+        ranks: those that divide the folds and candidates among them.
+    """
+    if ranks.is_alone:
+        return cache(lambda damping: sum(error(damping) for error in by_fold))
+    tasks = [partial(error, damping) for damping in candidates for error in by_fold]
+    errors = ranks.evaluated(tasks)
+    folds = len(by_fold)
+    sums = {
+        damping: sum(errors[number * folds : (number + 1) * folds])
+        for number, damping in enumerate(candidates)
+    }
+    return sums.__getitem__
 
 
 def _least(dampings: Sequence[float], error: Callable[[float], float]) -> float:

@@ -32,6 +32,7 @@ from intraslice_core.accelerators import (
     unsupported_device,
 )
 from intraslice_core.errors import ConfigurationError, InsufficientDiskError, NumericalError
+from intraslice_core.launcher import without_launcher
 
 # -- dtypes by name ------------------------------------------------------------------------------
 
@@ -187,6 +188,15 @@ def device_class(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"{device.type} x {torch.get_num_threads()}"
+
+
+def machine_class(device: torch.device) -> str:
+    """Return the class of machines on which an interrupted run resumes, with any number of threads.
+
+    Several ranks on one machine have fewer threads each than a single process.
+    """
+    kind = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    return f"{kind}, host {torch.backends.cpu.get_cpu_capability()}"
 
 
 def rounding_class(device: torch.device) -> str:
@@ -413,8 +423,9 @@ _variables_set: set[str] = set()
 
 
 def unbound_environment() -> dict[str, str]:
-    """Return the environment without the variables set here, for processes without limits."""
-    return {name: value for name, value in os.environ.items() if name not in _variables_set}
+    """Return the environment of a process that runs alone, without the limits set here."""
+    own = without_launcher(os.environ)
+    return {name: value for name, value in own.items() if name not in _variables_set}
 
 
 def keeps_few_kernels() -> bool:

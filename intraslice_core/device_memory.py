@@ -2,7 +2,7 @@
 
 torch raises `torch.OutOfMemoryError`, a `RuntimeError`, and its libraries raise plain ones. All are
 recognised and translated in this module only. Work that passes sequences in batches is repeated
-with half the batch before the error reaches the caller.
+with half the batch before the error reaches the caller, on all ranks where one lacks memory.
 """
 
 from __future__ import annotations
@@ -14,11 +14,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TypeVar
 
 import torch
 
 from intraslice_core.errors import OutOfDeviceMemoryError
+from intraslice_core.ranks import ALONE, AttemptAbandonedError, Ranks
 
 _Result = TypeVar("_Result")
 
@@ -143,6 +145,8 @@ class BatchSize:
     """Name of the size in warnings."""
     lower: str = "compression.calibration.sequence_length"
     """Setting to lower where a single sequence does not fit."""
+    ranks: Ranks = ALONE
+    """Ranks that make each attempt together, with the same size."""
     size: int = field(init=False)
 
     def __post_init__(self) -> None:
@@ -164,11 +168,13 @@ class BatchSize:
         while True:
             try:
                 with out_of_memory_reported(self.lower):
-                    return attempt(self.size)
+                    return self.ranks.attempted(partial(attempt, self.size))
             except OutOfDeviceMemoryError:
-                if self.size == 1:
+                if self.size == 1 or not self.ranks.abandon():
                     raise
-            # After the handler, so that no traceback keeps tensors.
+            except AttemptAbandonedError as error:
+                traceback.clear_frames(error.__traceback__)
+            # After the handlers, so that no traceback keeps tensors.
             _release_memory()
             self._halve()
             undo()

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from intraslice_core.errors import NumericalError
 from intraslice_core.linalg import WORKING_DTYPE
+from intraslice_core.ranks import ALONE, Ranks
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,10 +64,11 @@ class DiagonalAccumulator:
         prefix_length: positions of the prefix at the beginning of every sequence. They are left
             out: the first position has massive activations in many models, which would decide all
             scores.
+        ranks: those whose tokens are averaged over; each of them has some.
     """
 
-    def __init__(self, prefix_length: int = 0) -> None:
-        self._prefix_length = prefix_length
+    def __init__(self, prefix_length: int = 0, ranks: Ranks = ALONE) -> None:
+        self._prefix_length, self._ranks = prefix_length, ranks
         self._sums: tuple[Tensor, Tensor, Tensor] | None = None
         self._tokens = self._sequences = 0
 
@@ -96,6 +98,10 @@ class DiagonalAccumulator:
         """
         if self._sums is None or self._tokens == 0:
             raise NumericalError("no tokens were seen")
+        self._ranks.sum_(self._sums)
+        facts = self._ranks.totals([self._tokens, self._sequences])
+        self._tokens, self._sequences = map(int, facts)
+        self._ranks = ALONE  # the sums are of all of them now
         mean, energy, norm = self._sums
         if not all(bool(torch.isfinite(total).all()) for total in self._sums):
             raise NumericalError("an inner activation is NaN or infinite")

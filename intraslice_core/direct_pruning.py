@@ -62,7 +62,9 @@ def _measured(dense: LayerWeights, layer_pass: LayerPass, context: LayerContext)
     """Return scores on the hidden states that the layers compressed before produce."""
     method = context.method.units
     assert method is not None
-    passed = ActivationPass(dense, context.settings, context.rotary, layer_pass.prefix_length)
+    passed = ActivationPass(
+        dense, context.settings, context.rotary, layer_pass.prefix_length, layer_pass.ranks
+    )
     for rows in layer_pass.batches():
         passed.advance(layer_pass.compressed(rows))
     return score_units(method.score, passed.moments(), dense)

@@ -30,6 +30,7 @@ IntraSliceError
 ├── QualityGateError              the compressed model is worse than allowed
 ├── ManifestError                 files do not match their manifest
 ├── MeasurementError              a speed or size could not be measured
+├── RankFailedError               a process that shares the work has ended or cannot be reached
 └── CompressionCancelledError     the run was cancelled on request
 
 `code` is the stable name for API clients, `field` is the name of the invalid input, and `hint` says
@@ -277,6 +278,12 @@ class MeasurementError(IntraSliceError):
     """A speed or size could not be measured."""
 
     code = "measurement_failed"
+
+
+class RankFailedError(IntraSliceError):
+    """A process that shares the work has ended or cannot be reached."""
+
+    code = "rank_failed"
 
 
 class CompressionCancelledError(IntraSliceError):

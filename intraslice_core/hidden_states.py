@@ -17,6 +17,7 @@ from intraslice_core import decoder_layer
 from intraslice_core.decoder_layer import LayerSettings, LayerWeights, Rotary
 from intraslice_core.methods import CompressionMethod
 from intraslice_core.plan import Module
+from intraslice_core.ranks import ALONE, Ranks
 from intraslice_core.selection.residual_parts import ResidualPartSelections
 from intraslice_core.sensitivity.layer_sensitivity import LayerSensitivity
 from intraslice_core.statistics_cache import DenseStates
@@ -47,7 +48,7 @@ Advance = Callable[[Tensor, LayerWeights], Tensor]
 
 @dataclass(kw_only=True)
 class HiddenStates:
-    """Hidden states of all calibration sequences, (samples, sequence, hidden_size)."""
+    """Hidden states of this rank's calibration sequences, (samples, sequence, hidden_size)."""
 
     compressed: Tensor
     """Hidden states of the model compressed so far."""
@@ -60,6 +61,8 @@ class HiddenStates:
 
     0 where sequences are not sorted by source; see `group_sources`.
     """
+    samples: int | None = None
+    """Number of sequences of all ranks; None for those of this one alone."""
 
     def tensors(self) -> dict[str, Tensor]:
         """Return the tensors that exist, by name; views, not copies."""
@@ -91,6 +94,8 @@ class LayerContext:
     """Trained selections of the residual stream and of neurons; None selects by moments."""
     adds_output_biases: bool = False
     """True if output projections get biases that the dense layer lacks."""
+    ranks: Ranks = ALONE
+    """Ranks that divide the calibration sequences among them."""
 
 
 def group_sources(tokens: Tensor, groups: Tensor | None) -> tuple[Tensor, int]:
@@ -129,7 +134,7 @@ class LayerPass:
     def batches(self) -> Iterator[slice]:
         """Yield batches of sequences; no batch mixes held-out sequences with others."""
         size, total = self._batch_size, self._states.compressed.shape[0]
-        border = total - self._held_out_sequences
+        border = self._border
         batches = [
             *(slice(start, min(start + size, border)) for start in range(0, border, size)),
             *(slice(start, min(start + size, total)) for start in range(border, total, size)),
@@ -185,16 +190,37 @@ class LayerPass:
 
     def is_held_out(self, rows: slice) -> bool:
         """Report whether a batch belongs to the held-out sequences, or to the second group."""
-        return bool(rows.start >= self._states.compressed.shape[0] - self._held_out_sequences)
+        return bool(rows.start >= self._border)
+
+    @property
+    def ranks(self) -> Ranks:
+        """Return the ranks that divide the sequences among them."""
+        return self._context.ranks
+
+    @property
+    def owner(self) -> int:
+        """Return the rank that selects and refits in this layer."""
+        return self.ranks.owner(self._context.layer)
+
+    @property
+    def _border(self) -> int:
+        """Return the number of this rank's sequences that are not held out; they come first."""
+        return self.ranks.share_size(self._samples - self._held_out_sequences)
+
+    @property
+    def _samples(self) -> int:
+        """Return the number of sequences of all ranks."""
+        states = self._states
+        return states.compressed.shape[0] if states.samples is None else states.samples
 
     @property
     def _held_out_sequences(self) -> int:
-        """Return the number of last sequences with moments of their own.
+        """Return the number of last sequences of all ranks with moments of their own.
 
         They are the second group of sources or, without groups, the held-out sequences; none if
         the method has a single damping.
         """
-        samples = self._states.compressed.shape[0]
+        samples = self._samples
         if len(self._context.method.damping_own) < 2 or samples < 2:
             return 0
         return self._states.left_out or max(samples // HELD_OUT_FRACTION, 1)

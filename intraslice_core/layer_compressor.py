@@ -10,7 +10,9 @@ computes.
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -32,11 +34,14 @@ from intraslice_core.hidden_states import HiddenStates, LayerContext, LayerPass
 from intraslice_core.pair_statistics import pair_statistics
 from intraslice_core.plan import LayerPlan
 from intraslice_core.refit import ModuleOutcome, Refit, errors_located_at
+from intraslice_core.removed_modules import remove_attention, remove_mlp
 from intraslice_core.residual_parts_compression import compress_residual_parts
 from intraslice_core.selection import neurons, rotary_pairs, spectra, value_basis
 from intraslice_core.selection.spectra import Spectrum
 from intraslice_core.sensitivity.layer_sensitivity import KeptHeads, LayerSensitivity, first_heads
 from intraslice_core.statistics import Moments
+
+_Result = TypeVar("_Result")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +69,7 @@ class LayerCompressor:
         self._spectra: list[Spectrum] = []
         self._attention_space = attention_space(weights, context.settings)
         self._mlp_space = mlp_space(weights, context.settings)
-        self._refit = Refit(context.method, leaves_out_sources=self._pass.leaves_out_sources)
+        self._refit = self._new_refit()
 
     def run(self) -> LayerOutcome:
         """Compress the layer.
@@ -80,7 +85,7 @@ class LayerCompressor:
                 return self._prune_directly()
         with errors_located_at(context.layer, "attention"):
             pairs, weights, attention = self._run_attention()
-        self._refit = Refit(context.method, leaves_out_sources=self._pass.leaves_out_sources)
+        self._refit = self._new_refit()
         with errors_located_at(context.layer, "mlp"):
             weights, mlp = self._run_mlp(weights)
             self._pass.advance_mlp(weights)
@@ -124,38 +129,12 @@ class LayerCompressor:
             **vars(outcome),
         )
 
-    # -- removed modules -------------------------------------------------------------------
-
-    def _remove_attention(self) -> tuple[Tensor, LayerWeights, ModuleOutcome]:
-        """Remove the attention; the dense hidden states still pass the dense attention."""
-        self._pass.skip()
-        restored = self._pass.restore_dense("attention")
-        for rows in self._pass.batches():
-            self._pass.advance_dense(rows, restored, self._pass.after_attention, "attention")
-        self._pass.keep_dense("attention", restored)
-        weights = self._as_stored(slicing.remove_attention(self._dense))
-        pairs = slicing.no_pairs(self._context.device)
-        return pairs, weights, ModuleOutcome(module="attention")
-
-    def _remove_mlp(self, weights: LayerWeights) -> tuple[LayerWeights, ModuleOutcome]:
-        """Remove the MLP; both hidden states advance as in `_mlp_moments`."""
-        restored = self._pass.restore_dense("mlp")
-        for rows in self._pass.batches():
-            if not self._context.settings.parallel_block:
-                hidden = self._pass.compressed(rows)
-                between = self._pass.after_attention(hidden, weights)
-                self._pass.store_compressed(rows, between)
-            self._pass.advance_dense(rows, restored, self._pass.after_mlp)
-        self._pass.keep_dense("mlp", restored)
-        weights = self._as_stored(slicing.remove_mlp(weights))
-        return weights, ModuleOutcome(module="mlp")
-
     # -- attention -------------------------------------------------------------------------
 
     def _run_attention(self) -> tuple[Tensor, LayerWeights, ModuleOutcome]:
         """Compress or remove the attention; return kept pairs, weights and measurements."""
         if self._plan.num_attention_heads == 0:
-            return self._remove_attention()
+            return remove_attention(self._dense, self._pass, self._context)
         if self._context.method.value_basis == "two_svds":
             return decompose_attention(self._dense, self._plan, self._pass, self._context)
         pairs, pruned = self._prune_pairs()
@@ -226,7 +205,7 @@ class LayerCompressor:
         held_out: Moments | None = None
         if by_moments:
             fit, held_out = self._attention_moments(pruned, intact=pruned is self._dense)
-        basis, explained = self._select_value_basis(fit, held_out)
+        basis, explained = self._selected(lambda: self._select_value_basis(fit, held_out))
         intact = basis is None and heads is None and pruned is self._dense
         sliced = self._as_stored(self._slice_values_and_heads(pruned, basis, heads))
         projection = self._attention_projection(basis, heads)
@@ -379,7 +358,7 @@ class LayerCompressor:
     def _run_mlp(self, weights: LayerWeights) -> tuple[LayerWeights, ModuleOutcome]:
         """Compress or remove the MLP; return weights and measurements."""
         if self._plan.intermediate_size == 0:
-            return self._remove_mlp(weights)
+            return remove_mlp(weights, self._pass, self._context)
         weights, outcome = self._compress_mlp(weights)
         return weights, replace(outcome, spectra=self._pop_spectra())
 
@@ -396,7 +375,7 @@ class LayerCompressor:
             fit, held_out = self._mlp_moments(weights, kept_neurons)
         else:
             fit, held_out = self._mlp_moments(weights, None)
-            kept_neurons = self._select_neurons(fit, held_out)
+            kept_neurons = self._selected(lambda: self._select_neurons(fit, held_out))
         return_free_memory()  # of the activations, before the largest matrices
         inputs = self._mlp_inputs(kept_neurons)
         if sensitivity is None:
@@ -497,4 +476,22 @@ class LayerCompressor:
             prefix_length=self._pass.prefix_length,
             width=width,
             kept=kept,
+            ranks=self._pass.ranks,
         )
+
+    # -- ranks -----------------------------------------------------------------------------
+
+    def _new_refit(self) -> Refit:
+        return Refit(
+            self._context.method,
+            leaves_out_sources=self._pass.leaves_out_sources,
+            ranks=self._pass.ranks,
+            owner=self._pass.owner,
+        )
+
+    def _selected(self, select: Callable[[], _Result]) -> _Result:
+        """Return a selection that one rank makes, and record its spectra on all."""
+        selection, self._spectra = self._pass.ranks.computed(
+            self._pass.owner, lambda: (select(), self._spectra)
+        )
+        return selection

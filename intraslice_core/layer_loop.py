@@ -23,7 +23,7 @@ from intraslice_core.checkpoints.reader import CheckpointReader
 from intraslice_core.config import CompressionConfig
 from intraslice_core.content_key import content_key
 from intraslice_core.decoder_layer import residual_parts, with_residual_parts
-from intraslice_core.device import HostMemory, TensorMemory, rounding_class
+from intraslice_core.device import HostMemory, TensorMemory, machine_class
 from intraslice_core.device_memory import (
     BatchSize,
     has_room_to_spare,
@@ -41,6 +41,7 @@ from intraslice_core.layer_compressor import LayerCompressor, LayerOutcome
 from intraslice_core.methods import CompressionMethod, adds_output_biases, method_for
 from intraslice_core.plan import LayerPlan, ModelGeometry
 from intraslice_core.progress import Stage
+from intraslice_core.ranks import ALONE, MAIN, Ranks
 from intraslice_core.refit import ModuleOutcome
 from intraslice_core.reports.schema import LayerReport, ModuleReport, SpectrumReport
 from intraslice_core.resume_state import FinishedLayer, ResumeState
@@ -83,13 +84,15 @@ class CompressionWork:
     Keys of cached content have the requested size: on a device of the same class, another run would
     lower it alike.
     """
+    ranks: Ranks = ALONE
+    """Ranks that divide the calibration sequences among them."""
     in_place: bool = False
     """True if wide second moments are factorised in place, which rounds differently."""
 
     @property
     def layers(self) -> DenseLayerReader:
         """Return a new reader of the dense model's layers, for one pass or several."""
-        return DenseLayerReader(self.reader, self.device, self.dtype, self.memory)
+        return DenseLayerReader(self.reader, self.device, self.dtype, self.memory, self.ranks)
 
     @property
     def method(self) -> CompressionMethod:
@@ -118,7 +121,7 @@ class CompressionWork:
         """Return the key of content that depends on this work and on `facts`."""
         return content_key(
             model=self.fingerprint,
-            place=rounding_class(self.device) + ", in place" * self.in_place,
+            place=machine_class(self.device) + ", in place" * self.in_place,
             dtype=str(self.dtype),
             **facts,
         )
@@ -137,7 +140,7 @@ class LayerLoop:
         self._dense_states = _dense_states(work, tokens, left_out)
         self._resume_state = work.resume_state
         self._key = work.key(
-            config=work.config.model_dump(mode="json", exclude={"recover"}),
+            config=work.config.model_dump(mode="json", exclude={"devices", "recover"}),
             method=asdict(work.method),
             tokens=calibration_hash(tokens),
             prefix=work.prefix,
@@ -160,7 +163,7 @@ class LayerLoop:
     def finish(self, layer: int) -> FinishedLayer:
         """Return the layer as it will be saved, and move the hidden states past it."""
         self._has_begun = False
-        restored = self._resume_state and self._resume_state.layer(self._key, layer)
+        restored = self._restored(layer)
         if restored:
             if layer >= self._passed:
                 self._with_less_memory(lambda: self._replay(layer, restored))
@@ -177,6 +180,13 @@ class LayerLoop:
             self._save_hidden_states(self._resume_state, layer + 1)
         self._run.layer_done(finished.report, self._work.geometry)
         return finished
+
+    def _restored(self, layer: int) -> FinishedLayer | None:
+        """Return the result of an interrupted run, which the main rank reads; None without it."""
+        state, key = self._resume_state, self._key
+        return self._work.ranks.computed(
+            MAIN, lambda: None if state is None else state.layer(key, layer)
+        )
 
     # -- smaller batches -------------------------------------------------------------------
 
@@ -200,11 +210,13 @@ class LayerLoop:
             return attempt()
 
     def _may_be_repeated(self) -> bool:
-        """Report whether smaller batches are possible and may be needed."""
+        """Report whether smaller batches are possible and may be needed, on one rank or more."""
         work = self._work
         if work.device.type == "cpu" or work.batch.size == 1 or not work.method.uses_hidden_states:
             return False
-        return self._fitting_size != work.batch.size or not has_room_to_spare(work.device)
+        if self._fitting_size != work.batch.size:
+            return True
+        return any(work.ranks.totals([not has_room_to_spare(work.device)]))
 
     def _copy_states(self) -> None:
         """Copy the hidden states to host memory."""
@@ -220,8 +232,9 @@ class LayerLoop:
     # -- hidden states ---------------------------------------------------------------------
 
     def _embed(self, tokens: Tensor, left_out: int) -> HiddenStates:
-        """Return the embedded sequences, in compute dtype."""
-        work = self._work
+        """Return the embedded sequences of this rank, in compute dtype."""
+        work, samples = self._work, len(tokens)
+        tokens = tokens[work.ranks.share(samples)]
         hidden = work.memory.empty((*tokens.shape, work.geometry.hidden_size), work.dtype)
         for row, sequence in enumerate(tokens):
             hidden[row] = self._layers.embed(sequence)
@@ -230,12 +243,16 @@ class LayerLoop:
             dense=work.memory.copy(hidden) if work.method.dense_target else None,
             prefix_length=len(work.prefix),
             left_out=left_out,
+            samples=samples,
         )
 
     def _restore(self) -> int:
-        """Return how many layers the restored hidden states have passed."""
+        """Return how many layers the restored hidden states have passed.
+
+        Those of several ranks are not saved: they pass the finished layers again.
+        """
         state = self._resume_state
-        if state is None:
+        if state is None or not self._work.ranks.is_alone:
             return 0
         finished = 0
         while state.has_layer(self._key, finished):
@@ -247,6 +264,9 @@ class LayerLoop:
     def _save_hidden_states(
         self, resume_state: ResumeState, layers: int, *, at_once: bool = False
     ) -> None:
+        """Save the hidden states that have passed so many layers; not those of several ranks."""
+        if not self._work.ranks.is_alone:
+            return
         hidden = self._hidden_states.tensors()
         warning = resume_state.save_hidden_states(self._key, hidden, layers, at_once=at_once)
         if warning is not None and warning not in self._run.warnings:
@@ -346,6 +366,7 @@ class LayerLoop:
             units=units[layer].to(work.device) if units else None,
             residual_parts=parts[layer].to(work.device) if parts else None,
             adds_output_biases=adds_output_biases(work.config),
+            ranks=work.ranks,
         )
 
     def _report(self, layer: int, message: str, done: float) -> None:
@@ -381,7 +402,7 @@ class LayerLoop:
         return all(shape == dense for shape in plan.layers[first : layer + 1])
 
     def _require_finite(self, layer: int) -> None:
-        last = self._hidden_states.compressed[-1].to(self._work.device)
+        last = self._hidden_states.compressed[-1:].to(self._work.device)
         if not torch.isfinite(last).all():
             raise NumericalError(
                 "the compressed hidden states contain NaN or infinity", layer=layer
@@ -415,7 +436,7 @@ def _grouped(work: CompressionWork, tokens: Tensor) -> tuple[Tensor, int]:
 
 def _dense_states(work: CompressionWork, tokens: Tensor, left_out: int) -> DenseStates | None:
     """Return the cache of dense hidden states for runs with the same tokens and batches."""
-    if work.statistics is None:
+    if work.statistics is None or not work.ranks.is_alone:
         return None
     return work.statistics.dense_states(
         tokens=calibration_hash(tokens),

@@ -9,7 +9,7 @@ from torch import Tensor
 from intraslice_core import decoder_layer
 from intraslice_core.decoder_layer import LayerWeights
 from intraslice_core.hidden_states import LayerContext, LayerPass
-from intraslice_core.statistics import (
+from intraslice_core.rotary_statistics import (
     HeadEnergies,
     HeadEnergyAccumulator,
     RotaryAccumulator,
@@ -38,9 +38,13 @@ def pair_statistics(
         "pairs": settings.head_dim // 2,
         "prefix_length": layer_pass.prefix_length,
     }
-    rotated = RotaryAccumulator(**shape, device=context.device)
+    ranks = layer_pass.ranks
+    rotated = RotaryAccumulator(**shape, device=context.device, ranks=ranks)
     projected = HeadEnergyAccumulator(
-        **shape, num_attention_heads=settings.num_attention_heads, device=context.device
+        **shape,
+        num_attention_heads=settings.num_attention_heads,
+        device=context.device,
+        ranks=ranks,
     )
     for rows in layer_pass.batches():
         hidden = layer_pass.compressed(rows)

@@ -8,25 +8,15 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 import intraslice_core
-from intraslice_core.allocation.budget import compression_budget, resolve_round_to
-from intraslice_core.allocation.estimators import GRADIENT_SHARE
 from intraslice_core.allocation.residual_width import shortcut_warnings
-from intraslice_core.allocation.rounding import require_rounding
-from intraslice_core.allocation.shapes import (
-    SENSITIVITY_SHARE,
-    AllocationContext,
-    SensitivityCache,
-    Shapes,
-    choose_shapes,
-)
+from intraslice_core.allocation.shapes import Shapes, choose_shapes
 from intraslice_core.blocked import factorising_in_place
-from intraslice_core.calibration import calibration_hash, text_prefix
+from intraslice_core.calibration import calibration_hash
 from intraslice_core.checkpoints.manifest import model_fingerprint
 from intraslice_core.checkpoints.model_card import base_licence
 from intraslice_core.checkpoints.reader import CheckpointReader, check_finite
@@ -51,27 +41,22 @@ from intraslice_core.device import (
     gpu_class_of,
     repeatable_arithmetic,
     resolve_device,
-    resolve_dtype,
     return_free_memory,
-    rounding_class,
 )
-from intraslice_core.device_memory import BatchSize
 from intraslice_core.evaluation.comparison import open_requested_tasks
 from intraslice_core.evaluation.texts import check_texts
-from intraslice_core.export.adaptive import AdaptiveForm
-from intraslice_core.export.form import CheckpointForm, WrittenReference, require_expressible
-from intraslice_core.export.gguf_vocabulary import read_vocabulary
-from intraslice_core.export.stock import StockForm
-from intraslice_core.export.targets import require_target, runtimes
-from intraslice_core.families.canonical import renumbered, with_layers
+from intraslice_core.export.form import WrittenReference
+from intraslice_core.export.targets import runtimes
+from intraslice_core.families.canonical import renumbered
 from intraslice_core.families.positions import learned_positions, require_lengths
-from intraslice_core.families.wrappers import describe_result, require_wrapper_budget
+from intraslice_core.families.wrappers import describe_result
 from intraslice_core.files import require_free_output, require_writable_directory
 from intraslice_core.finetuning.recover import recover_staged
+from intraslice_core.launcher import current_launch
 from intraslice_core.layer_loop import CompressionWork, LayerLoop
-from intraslice_core.methods import fixed_method, refit_warnings
-from intraslice_core.modeling import IntraSliceConfig, intraslice_config
-from intraslice_core.plan import ModelPlan, dense_parameters, total_parameters
+from intraslice_core.methods import fixed_method
+from intraslice_core.plan import dense_parameters, total_parameters
+from intraslice_core.planned_work import allocation_context, plan_work
 from intraslice_core.progress import (
     CancellationCheck,
     ProgressListener,
@@ -91,21 +76,21 @@ from intraslice_core.publication import (
     verify_staged,
     write_gguf_files,
 )
+from intraslice_core.rank_connection import connected_ranks, require_launched_devices
+from intraslice_core.rank_processes import RankRequest, run_on_ranks
+from intraslice_core.ranks import MAIN
 from intraslice_core.reports.references import recorded_reference
 from intraslice_core.reports.schema import CompressionReport
-from intraslice_core.residency import place_hidden_states
 from intraslice_core.residual_loop import ResidualLoop
-from intraslice_core.resume_state import FinishedLayer, ResumeState, ignore_saved
+from intraslice_core.result_form import result_form, sliced_config
+from intraslice_core.resume_state import FinishedLayer, ResumeState
 from intraslice_core.run import OpenedModel, Run
-from intraslice_core.run_texts import read_calibration_text, read_training_text
+from intraslice_core.run_texts import read_training_text, shared_calibration_text
 from intraslice_core.scratch import scratch_directory, staging_directory
 from intraslice_core.stage_speeds import StageSpeeds
-from intraslice_core.statistics_cache import ModelStatistics, StatisticsCache
+from intraslice_core.statistics_cache import StatisticsCache
 from intraslice_core.tokenizer import load_tokenizer
 from intraslice_core.tournament import choose_method
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
 
 
 def compress_model(  # noqa: PLR0913  # one call is the whole engine
@@ -126,6 +111,8 @@ def compress_model(  # noqa: PLR0913  # one call is the whole engine
     should_cancel: CancellationCheck = never_cancelled,
 ) -> CompressionReport:
     """Compress a model into a directory that transformers loads.
+
+    With several devices, a process for each of them is started, unless a launcher already has.
 
     Args:
         model: a directory of safetensors, a `.gguf` file, `hub:org/name[@revision]` or
@@ -151,30 +138,85 @@ def compress_model(  # noqa: PLR0913  # one call is the whole engine
     Raises:
         IntraSliceError: one of the tree in `errors.py`; nothing is left in `out`.
     """
-    run = Run(
-        on_progress=on_progress,
-        should_cancel=should_cancel,
-        statistics_cache=statistics_cache,
-        resume_state=resume_state,
-        offload_dir=offload_dir,
-        speeds=speeds,
-        verify=verify,
-        uploads=uploads,
-    )
-    resolve_device(config.device)
-    require_free_output(out)
-    require_writable_directory(work_dir, "work_dir")
-    require_writable_directory(offload_dir, "offload_dir")
-    require_writable_directory(resume_state.directory if resume_state else None, "resume_dir")
+    require_launched_devices(config)
+    if config.devices > 1 and current_launch() is None:
+        request = RankRequest(
+            model=model,
+            out=out,
+            config=config,
+            evaluation=evaluation,
+            limits=limits,
+            work_dir=work_dir,
+            statistics_cache=statistics_cache,
+            resume_state=resume_state,
+            offload_dir=offload_dir,
+            speeds=speeds,
+            verify=verify,
+            uploads=uploads,
+        )
+        return run_on_ranks(request, on_progress=on_progress, should_cancel=should_cancel)
     bound_allocator()
-    reset_peak_memory(resolve_device(config.device))
-    with scratch_directory("intraslice-", work_dir) as scratch:
-        run.warnings.extend(scratch.warnings)
-        run.report(Stage.LOAD, f"opening {model}")
-        with run.reporting():
-            source = open_directory(model, scratch.directory, limits)
-        opened = OpenedModel(reference=model, directory=source.path, wrapper=source.wrapper)
-        return compress_opened(opened, out, config, evaluation, run)
+    with connected_ranks(resolve_device(config.device)) as ranks:
+        reset_peak_memory(resolve_device(ranks.device_name(config.device)))
+        if not ranks.is_main:
+            own = Run(
+                on_progress=ignore_progress,
+                should_cancel=should_cancel,
+                offload_dir=offload_dir,
+                ranks=ranks,
+            )
+            return _compress_with_main(own)
+        run = Run(
+            on_progress=on_progress,
+            should_cancel=should_cancel,
+            statistics_cache=statistics_cache,
+            resume_state=resume_state,
+            offload_dir=offload_dir,
+            speeds=speeds,
+            verify=verify,
+            uploads=uploads,
+            ranks=ranks,
+        )
+        require_free_output(out)
+        require_writable_directory(work_dir, "work_dir")
+        require_writable_directory(offload_dir, "offload_dir")
+        require_writable_directory(resume_state.directory if resume_state else None, "resume_dir")
+        with scratch_directory("intraslice-", work_dir) as scratch:
+            run.warnings.extend(scratch.warnings)
+            run.report(Stage.LOAD, f"opening {model}")
+            with run.reporting():
+                source = open_directory(model, scratch.directory, limits)
+            opened = OpenedModel(reference=model, directory=source.path, wrapper=source.wrapper)
+            report = compress_opened(opened, out, config, evaluation, run)
+        return ranks.computed(MAIN, lambda: report)
+
+
+def _compress_with_main(run: Run) -> CompressionReport:
+    """Take part in the work of the main rank, which begins with the opened model.
+
+    Returns:
+        The report of the main rank.
+    """
+    dense, config = run.ranks.receive(MAIN)
+    device = resolve_device(run.ranks.device_name(config.device))
+    with (
+        repeatable_arithmetic(device),
+        run.reporting(),
+        CheckpointReader(dense.directory) as reader,
+        torch.inference_mode(),
+    ):
+        work = plan_work(reader, dense, config, run)
+        precision = advising_bfloat16(work.dtype, work.device)
+        with precision, factorising_in_place(active=work.in_place):
+            work, tokens = shared_calibration_text(work, dense.directory, run)
+            shapes = choose_shapes(allocation_context(work, run), tokens)
+            return_free_memory()
+            loop = _loop(work, tokens, shapes, run)
+            for layer in range(work.geometry.num_hidden_layers):
+                loop.finish(layer)
+                return_free_memory()
+    report: CompressionReport = run.ranks.receive(MAIN)
+    return report
 
 
 def compress_opened(
@@ -247,7 +289,9 @@ def _work_key(
         return ""
     measured = None if evaluation is None else evaluation.model_dump(mode="json")
     return content_key(
-        model=dense.fingerprint, config=config.model_dump(mode="json"), evaluation=measured
+        model=dense.fingerprint,
+        config=config.model_dump(mode="json", exclude={"devices"}),
+        evaluation=measured,
     )
 
 
@@ -276,18 +320,21 @@ def _compress_checkpoint(
         evaluation: measurements that follow; None without any.
         tokens: calibration sequences, (samples, sequence_length); None reads them.
     """
+    run.ranks.computed(MAIN, lambda: (dense, config))  # the others begin here
     with CheckpointReader(dense.directory) as reader, torch.inference_mode():
         run.warnings.extend(reader.warnings)
         if dense.wrapper_table is not None:
             run.warnings.append(describe_result(dense.wrapper_table, config.target))
-        work = _plan_work(reader, dense, config, run)
+        work = plan_work(reader, dense, config, run)
         room = reader.bytes_total * (1 + len(config.gguf_formats)) + bytes_of_wrapper(dense, config)
         if evaluation is not None:
             room += dense_output_bytes(work.geometry, evaluation, work.dtype.itemsize)
         ensure_disk_space(staged, room)
-        machine = f"{device_class(work.device)} {work.dtype} {config.method}"
+        devices = "" if run.ranks.is_alone else f"{run.ranks.count} x "
+        machine = f"{devices}{device_class(work.device)} {work.dtype} {config.method}"
         rates = machine_rates(gpu_class_of(work.device), work.dtype.itemsize)
-        run.expect(work.geometry, config, evaluation, work.stored_dtype.itemsize, machine, rates)
+        divided = config.model_copy(update={"devices": run.ranks.count})
+        run.expect(work.geometry, divided, evaluation, work.stored_dtype.itemsize, machine, rates)
         if evaluation is not None:
             tokenizer = load_tokenizer(dense.directory)
             run.warnings += check_texts(evaluation, tokenizer, work.canonical["vocab_size"])
@@ -295,100 +342,14 @@ def _compress_checkpoint(
         precision = advising_bfloat16(work.dtype, work.device)
         with precision, factorising_in_place(active=work.in_place):
             if tokens is None:
-                work, tokens = read_calibration_text(work, dense.directory, run)
+                work, tokens = shared_calibration_text(work, dense.directory, run)
             run.calibration = tokens
             work, run.training_text = read_training_text(work, dense.directory, staged.parent, run)
-            shapes = choose_shapes(_shape_work(work, run), tokens)
+            shapes = choose_shapes(allocation_context(work, run), tokens)
             run.warnings += shortcut_warnings(work.geometry, shapes.plan)
             return_free_memory()
             layers = _write_compressed(work, dense.directory, staged, tokens, shapes, run)
         return _report(dense.reference, work, tokens, shapes, layers, staged, run)
-
-
-def _plan_work(
-    reader: CheckpointReader, dense: OpenedModel, config: CompressionConfig, run: Run
-) -> CompressionWork:
-    geometry = reader.family.geometry(reader.config)
-    canonical = reader.family.canonical_settings(reader.config)
-    demands = require_target(config, dense.target_type(config.target, reader.family.model_type))
-    require_wrapper_budget(config, dense.wrapper_table)
-    if config.target != "research":
-        require_expressible(reader.family, reader.config, demands, config)
-    if config.gguf_formats:
-        vocabulary = read_vocabulary(dense.directory, canonical["vocab_size"], adds_bos=False)
-        run.warnings += [] if vocabulary.caveat is None else [vocabulary.caveat]
-    run.warnings += refit_warnings(config.method, output_norms=canonical["output_norms"])
-    device = resolve_device(config.device)
-    budget = compression_budget(config, geometry, reader.dtype.itemsize)
-    require_rounding(config, geometry, budget, demands.shapes)
-    config = config.model_copy(update={"round_to": resolve_round_to(config, geometry)})
-    dtype = resolve_dtype(config.dtype, device, reader.dtype)
-    digest = dense.fingerprint if run.statistics_cache or run.resume_state else ""
-    statistics = None
-    if run.statistics_cache is not None:
-        facts = {"model": digest, "place": rounding_class(device), "dtype": str(dtype)}
-        statistics = ModelStatistics(cache=run.statistics_cache, facts=facts)
-    items = (dtype.itemsize, reader.dtype.itemsize)
-    placement = place_hidden_states(geometry, config, device, items, run.offload_dir)
-    if placement.message is not None:
-        run.report(Stage.LOAD, placement.message)
-    return CompressionWork(
-        reader=reader,
-        config=config,
-        canonical=canonical,
-        target_type=dense.target_type(config.target, reader.family.model_type),
-        geometry=geometry,
-        budget=budget,
-        device=device,
-        dtype=dtype,
-        stored_dtype=reader.dtype,
-        fingerprint=digest,
-        prefix=text_prefix(load_tokenizer(dense.directory)),
-        statistics=statistics,
-        resume_state=run.resume_state,
-        memory=placement.memory,
-        batch=BatchSize(requested=config.batch_size),
-        in_place=placement.in_place,
-    )
-
-
-def _shape_work(work: CompressionWork, run: Run) -> AllocationContext:
-    expected, ends = run.durations, (GRADIENT_SHARE * SENSITIVITY_SHARE, SENSITIVITY_SHARE)
-
-    def before_batch(done: float, message: str) -> None:
-        time_done = done if expected is None else expected.allocation.finished(done, ends)
-        run.report(Stage.ALLOCATE, message, time_done)
-
-    return AllocationContext(
-        layers=work.layers,
-        config=work.config,
-        demands=require_target(work.config, work.target_type),
-        geometry=work.geometry,
-        budget=work.budget,
-        device=work.device,
-        stored_dtype=work.stored_dtype,
-        cache=_sensitivity_cache(run),
-        key=work.key,
-        batch=work.batch,
-        resume_state=work.resume_state,
-        prefix_length=len(work.prefix),
-        before_batch=before_batch,
-    )
-
-
-def _sensitivity_cache(run: Run) -> SensitivityCache | None:
-    """Return the place for the sensitivity: shared between runs, or of this run alone."""
-    if run.statistics_cache is not None:
-        cache = run.statistics_cache
-        return SensitivityCache(
-            directory=cache.directory, has_room=cache.has_room, on_saved=ignore_saved
-        )
-    if run.resume_state is None:
-        return None
-    state = run.resume_state
-    return SensitivityCache(
-        directory=state.directory, has_room=lambda _: True, on_saved=state.on_saved
-    )
 
 
 def _write_compressed(
@@ -398,9 +359,8 @@ def _write_compressed(
     family, reader = work.reader.family, work.reader
     layers: list[FinishedLayer] = []
     numbers = {layer: number for number, layer in enumerate(shapes.plan.remaining)}
-    loop_type = ResidualLoop if shapes.plan.slices_residual else LayerLoop
     with CheckpointWriter(staged, dtype=work.stored_dtype) as writer:
-        loop = loop_type(work, tokens, shapes, run)
+        loop = _loop(work, tokens, shapes, run)
         for name, own_name in family.outer_names(reader.config).items():
             tensor = check_finite(own_name, reader.tensor(own_name))
             stored_name = own_name if work.config.target == "stock" else name
@@ -408,57 +368,23 @@ def _write_compressed(
         for layer in range(work.geometry.num_hidden_layers):
             finished = loop.finish(layer)
             if finished.tensors:
-                form = _form(work, shapes.plan, finished.kept_pairs)
+                form = result_form(work, shapes.plan, finished.kept_pairs)
                 tensors = renumbered(finished.tensors, layer, numbers[layer])
                 writer.add(tensors if form is None else form.tensors(tensors))
             layers.append(replace(finished, tensors={}, basis=None))
             return_free_memory()
-        form = _form(work, shapes.plan, layers[shapes.plan.remaining[0]].kept_pairs)
-        sliced = _sliced_config(work, shapes.plan, layers)
+        form = result_form(work, shapes.plan, layers[shapes.plan.remaining[0]].kept_pairs)
+        sliced = sliced_config(work, shapes.plan, layers)
         writer.finish(sliced if form is None else form.configuration(), dense)
         run.written = writer.record
         run.reference = None if form is None else WrittenReference(form=form, config=sliced)
     return layers
 
 
-def _sliced_config(
-    work: CompressionWork, plan: ModelPlan, layers: Sequence[FinishedLayer]
-) -> IntraSliceConfig:
-    """Return the configuration of the compressed model in the IntraSlice architecture."""
-    return intraslice_config(
-        with_layers(work.result_settings, plan.remaining),
-        plan.result_layers,
-        [layers[layer].kept_pairs.tolist() for layer in plan.remaining],
-        [
-            {name: index.tolist() for name, index in layers[layer].residual_parts.items()}
-            for layer in plan.remaining
-        ],
-    )
-
-
-def _form(work: CompressionWork, plan: ModelPlan, kept_pairs: Tensor) -> CheckpointForm | None:
-    """Return how the model is written for another architecture; None for the IntraSlice one.
-
-    Args:
-        work: the compression.
-        plan: shapes of all layers.
-        kept_pairs: rotary pairs of one layer, (num_key_value_heads, qk_pairs).
-    """
-    if work.config.target == "adaptive":
-        return AdaptiveForm(
-            canonical=with_layers(work.canonical, plan.remaining),
-            plan=ModelPlan(layers=plan.result_layers),
-        )
-    if work.config.target == "stock":
-        return StockForm(
-            family=work.reader.family,
-            config=work.reader.config,
-            canonical=with_layers(work.canonical, plan.remaining),
-            layers=plan.remaining,
-            shape=plan.result_layers[0],
-            pairs=kept_pairs[0],
-        )
-    return None
+def _loop(work: CompressionWork, tokens: Tensor, shapes: Shapes, run: Run) -> LayerLoop:
+    """Return the loop over the layers, before the first one."""
+    loop_type = ResidualLoop if shapes.plan.slices_residual else LayerLoop
+    return loop_type(work, tokens, shapes, run)
 
 
 def _report(

@@ -14,6 +14,7 @@ from intraslice_core.dampings import Dampings
 from intraslice_core.errors import NumericalError
 from intraslice_core.methods import CompressionMethod
 from intraslice_core.plan import Module
+from intraslice_core.ranks import ALONE, MAIN, Ranks
 from intraslice_core.selection.spectra import Spectrum
 from intraslice_core.statistics import Moments
 
@@ -41,29 +42,43 @@ def errors_located_at(layer: int, module: Module) -> Iterator[None]:
         yield
     except NumericalError as error:
         raise NumericalError(
-            error.message, layer=layer, module=error.module or module, hint=error.hint
+            error.message,
+            layer=layer if error.layer is None else error.layer,
+            module=error.module or module,
+            hint=error.hint,
         ) from error
 
 
 class Refit:
     """Fits of one module of one layer: one before the selection, where needed, and one after it."""
 
-    def __init__(self, method: CompressionMethod, *, leaves_out_sources: bool = False) -> None:
+    def __init__(
+        self,
+        method: CompressionMethod,
+        *,
+        leaves_out_sources: bool = False,
+        ranks: Ranks = ALONE,
+        owner: int = MAIN,
+    ) -> None:
         """Start the fits of a module.
 
         Args:
             method: options of the method.
             leaves_out_sources: whether the held-out moments are those of other sources.
+            ranks: those that compress the module together.
+            owner: rank that selects and fits.
         """
         self._method = method
+        self._ranks, self._owner = ranks, owner
         self._leaves_out_sources = leaves_out_sources
         self._correction_candidates = method.damping_correction
 
     def dense_output(self, fit: Moments, held_out: Moments | None, space: OutputSpace) -> Tensor:
         """Fit the dense output projection to the target, (inner [+ 1], hidden_size), float64.
 
-        This also chooses the correction's damping for the module: the refit after selection has
-        the same tokens and the same target, so it reuses that damping.
+        The owner calls this, for its selection. It also chooses the correction's damping for the
+        module: the refit after selection has the same tokens and the same target, so it reuses
+        that damping.
         """
         method = self._method
         prior = space.rows() if method.shrink_to_weights else None
@@ -95,14 +110,23 @@ class Refit:
             everything = fit if held_out is None else fit + held_out
             error = compensation.relative_error(everything, prior)
             return ModuleOutcome(module=module, relative_error=error), prior
+        candidates = self._ranks.computed(self._owner, lambda: self._correction_candidates)
         dampings = Dampings(
             own=method.damping_own,
-            correction=self._correction_candidates,
+            correction=candidates,
             per_dimension=method.damping_per_dimension,
             by_source=self._leaves_out_sources,
         )
         prior_or_zero = prior if method.shrink_to_weights else None
-        fitted = compensation.fit_output(fit, held_out, prior_or_zero, dampings, in_place=True)
+        fitted = compensation.fit_output(
+            fit,
+            held_out,
+            prior_or_zero,
+            dampings,
+            in_place=True,
+            ranks=self._ranks,
+            owner=self._owner,
+        )
         damping = {"own": fitted.damping_own}
         if fitted.damping_correction is not None:
             damping["correction"] = fitted.damping_correction

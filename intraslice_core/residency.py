@@ -43,6 +43,7 @@ def place_hidden_states(
     device: torch.device,
     item_bytes: tuple[int, int],
     offload_dir: Path | None,
+    processes: int = 1,
 ) -> StatePlacement:
     """Choose the memory of the hidden states of all stages, and how moments are factorised.
 
@@ -53,11 +54,13 @@ def place_hidden_states(
         item_bytes: bytes per number in the compute dtype, and per stored weight.
         offload_dir: directory for hidden states that do not fit on the device; None keeps them in
             host memory.
+        processes: number of processes of this run on the host, whose part of the memory they share.
     """
     copied = stage_bytes(geometry, config, *item_bytes)
     in_place = stage_bytes(geometry, config, *item_bytes, in_place=True)
     if device.type != "cuda":
-        return _placed_on_host(copied, offload_dir, saves=in_place != copied)
+        limit = host_memory_bytes() // (processes * runs_at_once())
+        return _placed_on_host(copied, offload_dir, limit, saves=in_place != copied)
     free = free_device_memory(device)
     needed = max(stage.device for stage in copied.values())
     is_short = needed > DEVICE_SHARE * free and in_place != copied
@@ -79,16 +82,17 @@ def place_hidden_states(
 
 
 def _placed_on_host(
-    copied: dict[str, StageBytes], offload_dir: Path | None, *, saves: bool
+    copied: dict[str, StageBytes], offload_dir: Path | None, limit: int, *, saves: bool
 ) -> StatePlacement:
     """Return the placement on a CPU.
 
     Args:
         copied: memory of the stages with copies of second moments.
         offload_dir: directory for hidden states; None keeps them in memory.
+        limit: memory of the host for this process, in bytes.
         saves: whether factorisations in place need less.
     """
-    memory, limit = HostMemory(offload_dir), host_memory_bytes() // runs_at_once()
+    memory = HostMemory(offload_dir)
     in_files = offload_dir is not None
     stage = max(stage.device + (0 if in_files else stage.host) for stage in copied.values())
     needed = PROCESS_BYTES + stage

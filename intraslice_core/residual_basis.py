@@ -16,6 +16,7 @@ from torch import Tensor
 from intraslice_core import linalg
 from intraslice_core.decoder_layer import LayerSettings, Linear, Norm
 from intraslice_core.linalg import WORKING_DTYPE
+from intraslice_core.ranks import ALONE, MAIN, Ranks
 from intraslice_core.statistics import second_moment_sum
 
 CENTRING = "layer"
@@ -35,25 +36,32 @@ class Basis:
 class StreamMoment:
     """Second moment `Σ_t x_t x_tᵀ` of the residual stream at one site, batch by batch."""
 
-    def __init__(self, hidden_size: int, device: torch.device) -> None:
+    def __init__(self, hidden_size: int, device: torch.device, ranks: Ranks = ALONE) -> None:
         self._total = torch.zeros(hidden_size, hidden_size, dtype=WORKING_DTYPE, device=device)
+        self._ranks = ranks
 
     def add(self, stream: Tensor) -> None:
         """Add a batch of hidden states, (…, hidden_size)."""
         rows = stream.flatten(0, -2)
         self._total += second_moment_sum(rows, rows)
 
-    def basis(self, width: int) -> Basis:
-        """Return the leading principal components (equation 7).
+    def basis(self, width: int, owner: int = MAIN) -> Basis:
+        """Return the leading principal components of all ranks' tokens (equation 7).
 
         The sign of each makes its largest entry positive, so that they do not depend on the solver.
 
         Args:
             width: number of components.
+            owner: rank that computes them.
 
         Raises:
             NumericalError: if a hidden state was not finite.
         """
+        self._ranks.sum_([self._total])
+        return self._ranks.computed(owner, lambda: self._basis(width))
+
+    def _basis(self, width: int) -> Basis:
+        """Return the leading principal components of the sum."""
         values, vectors = linalg.eigenbasis(self._total)
         leading = vectors[:, :width]
         peaks = leading.gather(0, leading.abs().argmax(0, keepdim=True))

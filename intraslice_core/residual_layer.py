@@ -193,12 +193,12 @@ class ResidualSlicer:
             basis: of the stream before the module, (hidden_size, width before).
             width: of the stream after it.
         """
-        moment = StreamMoment(self._hidden_size, self._context.device)
+        moment = StreamMoment(self._hidden_size, self._context.device, self._pass.ranks)
         for rows in self._pass.batches():
             hidden = self._pass.compressed(rows)
             stream = in_dense_basis(hidden, basis) + contribution(hidden)
             moment.add(centred(stream, self._norm_type))
-        return moment.basis(width)
+        return moment.basis(width, self._pass.owner)
 
     def _advance(
         self, width: int, weights: LayerWeights, after: Callable[[Tensor, LayerWeights], Tensor]

@@ -51,7 +51,8 @@ class ResidualLoop(LayerLoop):
         """Return the embedded sequences in the basis of their leading principal components."""
         work, layers = self._work, self._layers
         norm_type = work.canonical["norm_type"]
-        moment = StreamMoment(work.geometry.hidden_size, work.device)
+        moment = StreamMoment(work.geometry.hidden_size, work.device, work.ranks)
+        samples, tokens = len(tokens), tokens[work.ranks.share(len(tokens))]
         for sequence in tokens:
             embedded = layers.embed(sequence).to(work.device)
             moment.add(centred(embedded, norm_type))
@@ -70,6 +71,7 @@ class ResidualLoop(LayerLoop):
             dense=None,
             prefix_length=len(work.prefix),
             left_out=left_out,
+            samples=samples,
             buffer=buffer,
         )
 

@@ -8,9 +8,9 @@ MLP, with the neurons in between.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -30,6 +30,8 @@ from intraslice_core.refit import ModuleOutcome, Refit, errors_located_at
 from intraslice_core.selection import neurons, spectra
 from intraslice_core.selection.neurons import NeuronChoice, eliminate_neurons
 from intraslice_core.statistics import Moments, second_moment_sum
+
+_Result = TypeVar("_Result")
 
 _READERS: dict[Module, tuple[str, ...]] = {
     "attention": ("query", "key", "value"),
@@ -104,7 +106,9 @@ class _Compression:
         outcome, fitted = self._refit().module(
             "attention", *moments, space.rows(), weights is self._dense
         )
-        output, written = self._with_writes("attention", space, moments[0], fitted)
+        output, written = self._computed(
+            lambda: self._with_writes("attention", space, moments[0], fitted)
+        )
         outcome = replace(outcome, spectra=(*read, *written))
         return self._as_stored(replace(weights, attention_output=output)), outcome
 
@@ -135,7 +139,7 @@ class _Compression:
         reading, read = self._with_reads(weights, "mlp", inputs)
         space, refit = mlp_space(self._dense, settings), self._refit()
         fit, held_out = self._moments(space, reading, inner, before)
-        choice = self._choose_neurons(refit, fit, held_out, space)
+        choice = self._computed(lambda: self._choose_neurons(refit, fit, held_out, space))
         width = self._dense.up.weight.shape[0]
         constant = choice.kept.new_tensor([width] * (self._dense.mlp_output.bias is not None))
         remaining = torch.cat((choice.kept, constant))
@@ -143,7 +147,7 @@ class _Compression:
         held_out = held_out and compensation.select(held_out, remaining)
         intact = reading is weights and len(choice.kept) == width
         outcome, fitted = refit.module("mlp", fit, held_out, space.rows()[remaining], intact)
-        output, written = self._with_writes("mlp", space, fit, fitted)
+        output, written = self._computed(lambda: self._with_writes("mlp", space, fit, fitted))
         shown = [*read, *written]
         if len(choice.kept) < width and self._context.residual_parts is None:
             shown.append(
@@ -173,12 +177,28 @@ class _Compression:
         has_bias = any(linear.bias is not None for linear in linears.values())
         moment = self._input_moment(inputs, has_bias)
         columns = torch.cat([_columns(linear, has_bias) for linear in linears.values()], 1)
+        changed, shown = self._computed(lambda: self._refitted(module, linears, moment, columns))
+        return self._as_stored(replace(weights, **changed)), shown
+
+    def _refitted(
+        self, module: Module, linears: Mapping[str, Linear], moment: Tensor, columns: Tensor
+    ) -> tuple[dict[str, Any], list[spectra.Spectrum]]:
+        """Return the projections that read the dimensions to keep, by name.
+
+        Args:
+            module: that reads.
+            linears: its dense projections by name.
+            moment: from `_input_moment`.
+            columns: all projections by rows of inputs, (inputs [+ 1], outputs), float64.
+        """
+        keep, hidden = self._reads[module], self._dense.attention_output.weight.shape[0]
         selected = self._trained(f"{module}_reads")
         choice = None
         if selected is None:
             choice = self._eliminate(moment[:hidden, :hidden], columns[:hidden], keep)
         dimensions = selected if choice is None else choice.kept
         assert dimensions is not None
+        has_bias = len(columns) > hidden
         regressors = torch.cat((dimensions, dimensions.new_tensor([hidden] * has_bias)))
         fitted = self._fit_columns(moment, columns, regressors)
         parts = torch.split(fitted, [linear.weight.shape[0] for linear in linears.values()], 1)
@@ -186,10 +206,10 @@ class _Compression:
             name: replace(slicing.output_projection(part, linear), reads=dimensions)
             for (name, linear), part in zip(linears.items(), parts, strict=True)
         }
-        shown = []
+        shown: list[spectra.Spectrum] = []
         if choice is not None:
             shown = [spectra.score_spectrum(_READS[module], "score", choice.score, keep)]
-        return self._as_stored(replace(weights, **changed)), shown
+        return changed, shown
 
     def _input_moment(self, inputs: Callable[[slice], Tensor], has_bias: bool) -> Tensor:
         """Return `E[x̃ x̃ᵀ]`, with a last entry of 1 for a bias, (hidden_size [+ 1], same)."""
@@ -203,6 +223,8 @@ class _Compression:
             total = products if total is None else total + products
             tokens += len(normed)
         assert total is not None  # there is a batch
+        self._pass.ranks.sum_([total])
+        tokens = int(self._pass.ranks.totals([tokens])[0])
         return linalg.require_finite(total / tokens, "a second moment of a module's inputs")
 
     def _fit_columns(self, moment: Tensor, columns: Tensor, inputs: Tensor) -> Tensor:
@@ -287,6 +309,7 @@ class _Compression:
             own_is_linear=False,
             has_held_out=self._pass.has_held_out,
             prefix_length=self._pass.prefix_length,
+            ranks=self._pass.ranks,
         )
         for rows in self._pass.batches():
             observation = space.observe(inner(rows, self._dense), inner(rows, weights))
@@ -296,7 +319,16 @@ class _Compression:
         return accumulator.moments()
 
     def _refit(self) -> Refit:
-        return Refit(self._context.method, leaves_out_sources=self._pass.leaves_out_sources)
+        return Refit(
+            self._context.method,
+            leaves_out_sources=self._pass.leaves_out_sources,
+            ranks=self._pass.ranks,
+            owner=self._pass.owner,
+        )
+
+    def _computed(self, compute: Callable[[], _Result]) -> _Result:
+        """Return what one rank computes, on all."""
+        return self._pass.ranks.computed(self._pass.owner, compute)
 
     def _as_stored(self, weights: LayerWeights) -> LayerWeights:
         """Round the layer to the dtype of the saved model."""

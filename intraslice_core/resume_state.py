@@ -46,6 +46,9 @@ _PARTS = "residual_parts."
 _WARNINGS = "warnings"
 
 
+SavedListener = Callable[[str], None]
+
+
 def ignore_saved(_name: str) -> None:
     """Do nothing about a saved file."""
 
@@ -79,7 +82,7 @@ class ResumeState:
 
     directory: Path
     hidden_states_every_seconds: float = 60.0
-    on_saved: Callable[[str], None] = ignore_saved
+    on_saved: SavedListener = ignore_saved
     _hidden_states_saved: float = field(default_factory=time.monotonic, init=False)
     _recovery_saved: float = field(default_factory=time.monotonic, init=False)
     was_used: bool = field(default=False, init=False)

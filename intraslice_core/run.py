@@ -13,6 +13,7 @@ from types import MappingProxyType
 
 from torch import Tensor
 
+from intraslice_core.allocation.context import SensitivityCache
 from intraslice_core.checkpoints.weight_files import CONFIG_FILE, read_json_object
 from intraslice_core.checkpoints.writer import WrittenRecord
 from intraslice_core.config import CompressionConfig, EvaluationConfig, Target
@@ -43,8 +44,9 @@ from intraslice_core.progress import (
     shares_of,
     stage_shares,
 )
+from intraslice_core.ranks import ALONE, Ranks
 from intraslice_core.reports.schema import LayerReport
-from intraslice_core.resume_state import ResumeState
+from intraslice_core.resume_state import ResumeState, ignore_saved
 from intraslice_core.stage_speeds import StageSpeeds, expected_seconds
 from intraslice_core.statistics_cache import StatisticsCache
 from intraslice_core.substeps import substeps_to
@@ -106,6 +108,8 @@ class Run:
     dense_scores: DenseScores | None = None
     offload_dir: Path | None = None
     """Directory that holds hidden states instead of memory."""
+    ranks: Ranks = ALONE
+    """Ranks that share the work with this one."""
     verify: bool = True
     uploads: bool = False
     """The caller uploads the result, which has a share in the progress."""
@@ -138,6 +142,21 @@ class Run:
 
     def __post_init__(self) -> None:
         self._remaining = RemainingTime(self.started)
+
+    @property
+    def sensitivity_cache(self) -> SensitivityCache | None:
+        """Return the place for the sensitivity: shared between runs, or of this run alone."""
+        if self.statistics_cache is not None:
+            cache = self.statistics_cache
+            return SensitivityCache(
+                directory=cache.directory, has_room=cache.has_room, on_saved=ignore_saved
+            )
+        if self.resume_state is None:
+            return None
+        state = self.resume_state
+        return SensitivityCache(
+            directory=state.directory, has_room=lambda _: True, on_saved=state.on_saved
+        )
 
     @property
     def seconds(self) -> float:
@@ -230,6 +249,7 @@ class Run:
         Raises:
             CompressionCancelledError: if the run is to stop.
         """
+        self.ranks.raise_if_failed()
         raise_if_cancelled(self.should_cancel)
         begin, end = self.shares[stage]
         fraction = begin + (end - begin) * min(max(done, 0.0), 1.0)

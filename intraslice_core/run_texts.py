@@ -16,21 +16,68 @@ from transformers import PreTrainedModel
 
 from intraslice_core.calibration import (
     ReadTokens,
+    TextToWrite,
     WritingListener,
     WritingProgress,
     calibration_tokens,
     stream_windows,
+    write_with_main,
 )
-from intraslice_core.config import CalibrationConfig, TrainingTextConfig
+from intraslice_core.config import CalibrationConfig, CompressionConfig, TrainingTextConfig
 from intraslice_core.content_key import calibration_facts
+from intraslice_core.device import return_free_memory
 from intraslice_core.errors import WebTextError
 from intraslice_core.evaluation.loaded_models import load_model
 from intraslice_core.finetuning.procedure import training_file
 from intraslice_core.finetuning.training_text import training_text_or_offline
 from intraslice_core.layer_loop import CompressionWork
 from intraslice_core.progress import Stage
+from intraslice_core.ranks import MAIN
 from intraslice_core.run import Run
 from intraslice_core.tokenizer import load_tokenizer, require_known_tokens
+
+
+def shared_calibration_text(
+    work: CompressionWork, dense: Path, run: Run
+) -> tuple[CompressionWork, Tensor]:
+    """Return the work with the mixture that was used, and its sequences, on all ranks.
+
+    The main rank reads; text that the model writes is written by all.
+
+    Raises:
+        CalibrationError: if the text cannot be read or is too short.
+    """
+    if not run.ranks.is_main:
+        config, tokens = _write_with_main(work, dense, run)
+        return replace(work, config=config), tokens
+
+    def read() -> tuple[CompressionConfig, Tensor]:
+        used, sequences = read_calibration_text(work, dense, run)
+        return used.config, sequences
+
+    config, tokens = run.ranks.computed(MAIN, read)
+    return replace(work, config=config), tokens
+
+
+def _write_with_main(
+    work: CompressionWork, dense: Path, run: Run
+) -> tuple[CompressionConfig, Tensor]:
+    """Write this rank's share of all text until the main rank has every sequence.
+
+    Returns:
+        The settings with the mixture that was used, and the sequences.
+    """
+    while True:
+        message = run.ranks.receive(MAIN)
+        if not isinstance(message, TextToWrite):
+            config, tokens = message
+            return config, tokens
+        model = load_model(dense, dtype=work.config.dtype, device=str(work.device))
+        write_with_main(
+            message, model, load_tokenizer(dense), run.ranks, should_cancel=run.should_cancel
+        )
+        del model
+        return_free_memory()
 
 
 def read_calibration_text(
@@ -156,13 +203,15 @@ def _reader(
     facts = {**calibration_facts(settings), "prefix": work.prefix}
     read_windows: Callable[..., Tensor]
     if file is None:
-        read_windows = partial(calibration_tokens, on_writing=_writing_listener(work, run))
+        read_windows = partial(
+            calibration_tokens, on_writing=_writing_listener(work, run), ranks=run.ranks
+        )
     else:
         facts["streamed"] = True
         read_windows = partial(stream_windows, file=file)
 
     def load_dense() -> PreTrainedModel:
-        return load_model(dense, dtype=work.config.dtype, device=work.config.device)
+        return load_model(dense, dtype=work.config.dtype, device=str(work.device))
 
     def read(warnings: list[str]) -> Tensor:
         warnings += [] if warning is None else [warning]

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from intraslice_core.decoder_layer import LayerSettings, LayerWeights, Linear, Norm, NormType
-from intraslice_core.statistics import HeadEnergies
+from intraslice_core.rotary_statistics import HeadEnergies
 
 
 def _rows(linear: Linear, index: Tensor) -> Linear:

@@ -16,6 +16,7 @@ from intraslice_core.blocked import mirrored
 from intraslice_core.device import exact_products
 from intraslice_core.errors import NumericalError
 from intraslice_core.linalg import WORKING_DTYPE, product
+from intraslice_core.ranks import ALONE, Ranks
 
 _PANELS = 6
 """Number of row panels of a Gram matrix, each computed up to the diagonal.
@@ -189,12 +190,16 @@ class _ProductSum:
             self._total += self._block
         self._block, self._tokens = None, 0
 
+    def total(self) -> Tensor:
+        """Return the sum so far, float64, in its own storage: zero if no batch was added."""
+        self._flush()
+        if self._total is None:
+            self._total = torch.zeros(self._shape, dtype=WORKING_DTYPE, device=self._device)
+        return self._total
+
     def mean(self, tokens: int) -> Tensor:
         """Return the sum divided by a number of tokens, float64, and clear it."""
-        self._flush()
-        total, self._total = self._total, None
-        if total is None:
-            return torch.zeros(self._shape, dtype=WORKING_DTYPE, device=self._device)
+        total, self._total = self.total(), None
         return total.div_(tokens)
 
 
@@ -217,6 +222,8 @@ class MomentAccumulator:
 
     The others only contribute to the module's own output, which must be linear.
     """
+    ranks: Ranks = ALONE
+    """Ranks whose tokens are averaged over."""
     _gram: _ProductSum = field(init=False)
     _removed: _ProductSum | None = field(init=False, default=None)
     _cross: _ProductSum = field(init=False)
@@ -301,6 +308,7 @@ class MomentAccumulator:
         Raises:
             NumericalError: if no tokens were added.
         """
+        self._join()
         if self._tokens == 0:
             raise NumericalError("no tokens were seen")
         gram = mirrored(self._gram.mean(self._tokens))
@@ -328,138 +336,17 @@ class MomentAccumulator:
             residual=residual,
         )
 
-
-@dataclass(frozen=True, kw_only=True)
-class RotaryStatistics:
-    """Statistics for scores of rotary pairs: means over tokens, summed over a group's queries.
-
-    Each is (num_key_value_heads, pairs), float64.
-    """
-
-    query_energy: Tensor
-    """`Σ_h E‖q_pair‖²`."""
-    centered_key_energy: Tensor
-    """`E‖k_pair - mean over the sequence's keys‖²`, after RoPE."""
-    product: Tensor
-    """`Σ_h mean|q_j k_j| + mean|q_{j+e/2} k_{j+e/2}|` after RoPE (arXiv 2602.01975)."""
-    energy_product: Tensor
-    """`Σ_h E[q_j²] E[k_j²] + E[q_{j+e/2}²] E[k_{j+e/2}²]` after RoPE (arXiv 2408.09632)."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class HeadEnergies:
-    """`E‖pair‖²` of queries and keys before norm and RoPE, float64."""
-
-    query: Tensor
-    """(num_attention_heads, pairs)."""
-    key: Tensor
-    """(num_key_value_heads, pairs)."""
-
-
-@dataclass(kw_only=True)
-class HeadEnergyAccumulator:
-    """Accumulator of `HeadEnergies`."""
-
-    num_attention_heads: int
-    num_key_value_heads: int
-    pairs: int
-    device: torch.device
-    prefix_length: int = 0
-    """Positions at the beginning of every sequence that are not counted."""
-    _query: Tensor = field(init=False)
-    _key: Tensor = field(init=False)
-    _tokens: int = field(init=False, default=0)
-
-    def __post_init__(self) -> None:
-        def zeros(heads: int) -> Tensor:
-            return torch.zeros(heads, self.pairs, dtype=WORKING_DTYPE, device=self.device)
-
-        self._query = zeros(self.num_attention_heads)
-        self._key = zeros(self.num_key_value_heads)
-
-    def add(self, query: Tensor, key: Tensor) -> None:
-        """Add one batch before norm and RoPE, (batch, heads, sequence, 2·pairs) each."""
-        query, key = query[:, :, self.prefix_length :], key[:, :, self.prefix_length :]
-        self._query += self._energy(query)
-        self._key += self._energy(key)
-        self._tokens += query.shape[0] * query.shape[2]
-
-    def _energy(self, heads: Tensor) -> Tensor:
-        """Return the sum of squares, (heads, pairs), float64."""
-        squares = _wide(heads).square().sum(dim=(0, 2))
-        return squares.view(-1, 2, self.pairs).sum(1).to(WORKING_DTYPE)
-
-    def energies(self) -> HeadEnergies:
-        """Return averages over all tokens so far."""
-        return HeadEnergies(query=self._query / self._tokens, key=self._key / self._tokens)
-
-
-@dataclass(kw_only=True)
-class RotaryAccumulator:
-    """Accumulator of `RotaryStatistics`."""
-
-    num_key_value_heads: int
-    pairs: int
-    device: torch.device
-    prefix_length: int = 0
-    """Positions at the beginning of every sequence that are keys, but not queries.
-
-    All queries attend to their keys, so these are part of the spread of the keys.
-    """
-    _query: Tensor = field(init=False)
-    """Sum of squares of each dimension, (num_key_value_heads, 2·pairs)."""
-    _text_key: Tensor = field(init=False)
-    """The same of keys at the positions that are queries."""
-    _key: Tensor = field(init=False)
-    _product: Tensor = field(init=False)
-    _tokens: int = field(init=False, default=0)
-    _keys: int = field(init=False, default=0)
-
-    def __post_init__(self) -> None:
-        shape = (self.num_key_value_heads, self.pairs)
-        self._key = torch.zeros(shape, dtype=WORKING_DTYPE, device=self.device)
-        self._product = torch.zeros_like(self._key)
-        self._query = torch.cat((self._key, self._key), dim=-1)
-        self._text_key = torch.zeros_like(self._query)
-
-    def _per_pair(self, per_dimension: Tensor) -> Tensor:
-        """Sum the two dimensions of every pair: (heads, 2·pairs) → (heads, pairs)."""
-        halves = per_dimension.view(*per_dimension.shape[:-1], 2, self.pairs)
-        return halves.sum(-2).to(WORKING_DTYPE)
-
-    def add(self, query: Tensor, key: Tensor) -> None:
-        """Add one batch of rotated queries and keys.
-
-        Args:
-            query: (batch, num_attention_heads, sequence, head_dim) after RoPE.
-            key: (batch, num_key_value_heads, sequence, head_dim) after RoPE.
-
-        Raises:
-            NumericalError: if an activation is not finite.
-        """
-        text = slice(self.prefix_length, None)
-        q, k = _wide(query)[:, :, text], _wide(key)
-        grouped = q.reshape(q.shape[0], self.num_key_value_heads, -1, *q.shape[2:])
-        self._query += grouped.square().sum(dim=(0, 2, 3))
-        self._text_key += k[:, :, text].square().sum(dim=(0, 2))
-        centred = k - k.mean(dim=2, keepdim=True)
-        self._key += self._per_pair(centred.square().sum(dim=(0, 2)))
-        self._keys += k.shape[0] * k.shape[2]
-        products = grouped * k[:, :, text].unsqueeze(2)
-        self._product += self._per_pair(products.abs().sum(dim=(0, 2, 3)))
-        if not (torch.isfinite(self._query).all() and torch.isfinite(self._key).all()):
-            raise NumericalError("a query or a key is NaN or infinite")
-        self._tokens += q.shape[0] * q.shape[2]
-
-    def statistics(self) -> RotaryStatistics:
-        """Return averages over all tokens so far."""
-        energies = self._query / self._tokens * (self._text_key / self._tokens)
-        return RotaryStatistics(
-            query_energy=self._per_pair(self._query) / self._tokens,
-            centered_key_energy=self._key / self._keys,
-            product=self._product / self._tokens,
-            energy_product=self._per_pair(energies),
-        )
+    def _join(self) -> None:
+        """Add up the sums of all ranks, some of which may have seen no tokens."""
+        if self.ranks.is_alone:
+            return
+        sums = [self._gram, self._cross, self._correction, self._target]
+        sums += [] if self._removed is None else [self._removed]
+        facts = (self._tokens, self._energy, self._has_energy, *(own.is_used for own in sums))
+        tokens, self._energy, has_energy, *users = self.ranks.totals(facts)
+        self._tokens, self._has_energy = int(tokens), has_energy > 0.0
+        self.ranks.sum_([own.total() for own, used in zip(sums, users, strict=True) if used > 0.0])
+        self.ranks = ALONE  # the sums are of all of them now
 
 
 def kl_divergence(dense: Tensor, compressed: Tensor) -> Tensor:

@@ -56,6 +56,7 @@ from intraslice_core.progress import (
     raise_if_cancelled,
 )
 from intraslice_core.publication import UNVERIFIED, reset_peak_memory
+from intraslice_core.rank_connection import require_single_process
 from intraslice_core.reports.references import recorded_reference
 from intraslice_core.reports.schema import REPORT_FILE, CompressionReport
 from intraslice_core.reports.sweep import SweepChild, SweepPoint, SweepReport, SweepRequest
@@ -117,6 +118,7 @@ def compress_sweep(
     require_writable_directory(out, "out")
     require_writable_file(out / report_file(request), "out")
     require_writable_directory(offload_dir, "offload_dir")
+    require_single_process("a sweep or a comparison of methods", request.settings.devices)
     bound_allocator()
     for child in request.children:
         _finished(request, child, out)

@@ -1,7 +1,7 @@
 """Devices of this worker: the GPUs that `INTRASLICE_WORKER_DEVICES` selects, or the CPU.
 
 A worker on a CPU runs `worker_concurrency` jobs at once, a GPU one. The process of a job sees the
-GPU of its slot alone, by CUDA_VISIBLE_DEVICES.
+GPUs of its slots alone, by CUDA_VISIBLE_DEVICES.
 """
 
 from __future__ import annotations
@@ -87,18 +87,20 @@ def cpu_slots(concurrency: int, *, visible_devices: str | None = None) -> tuple[
     return (Slot(number=0, device=device, visible_devices=visible_devices),) * concurrency
 
 
-def place(job: JobRecord, slot: Slot | None) -> Placement:
-    """Return the device of an attempt at a job that was claimed for a slot.
+def place(job: JobRecord, slots: Sequence[Slot]) -> Placement:
+    """Return the device of an attempt at a job that was claimed for slots, one for each device.
 
-    A job on `auto` that does not fit the slot's GPU runs on the host's CPU.
+    A job on `auto` that does not fit the slot's GPU runs on the host's CPU. Without slots it runs
+    on the default device.
     """
-    if slot is None or slot.device.kind == "cpu":
-        visible = None if slot is None else slot.visible_devices
+    if not slots or slots[0].device.kind == "cpu":
+        visible = slots[0].visible_devices if slots else None
         return Placement(device=job.compression.device, visible_devices=visible)
     requirement = Requirement.of(job.compression, job.memory)
-    asks_for_gpu = requirement.device is DeviceChoice.GPU
-    if asks_for_gpu or (requirement.device is DeviceChoice.AUTO and slot.device.fits(requirement)):
-        return Placement(device="cuda", visible_devices=slot.visible_devices)
+    fits = requirement.device is DeviceChoice.AUTO and slots[0].device.fits(requirement)
+    if fits or requirement.device is DeviceChoice.GPU:
+        names = [slot.visible_devices for slot in slots if slot.visible_devices is not None]
+        return Placement(device="cuda", visible_devices=",".join(names) or None)
     return Placement(device="cpu", visible_devices=_NO_GPU)
 
 

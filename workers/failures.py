@@ -23,6 +23,7 @@ RETRYABLE = frozenset(
         # Another worker may have a larger device, or this one more of its memory free.
         "out_of_device_memory",
         CHILD_CRASHED,
+        "rank_failed",
         "insufficient_disk",
         "database_unavailable",
         "store_unavailable",

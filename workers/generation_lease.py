@@ -8,7 +8,7 @@ from types import TracebackType
 
 from app.domain.errors import LeaseLostError, ServiceError
 from app.domain.generation import GenerationClaim
-from app.domain.worker import Slot
+from app.domain.worker import FreeSlots
 from app.services import generation_claims
 from app.services.resources import Resources
 from app.telemetry import get_logger
@@ -22,10 +22,12 @@ class GenerationLease:
     The worker's own thread cannot: downloads keep it busy.
     """
 
-    def __init__(self, resources: Resources, claim: GenerationClaim, slot: Slot | None) -> None:
+    def __init__(
+        self, resources: Resources, claim: GenerationClaim, slots: FreeSlots | None
+    ) -> None:
         self._resources = resources
         self._claim = claim
-        self._slot = slot
+        self._slots = slots
         self._closing = threading.Event()
         self._lost = threading.Event()
         self._job_waits = threading.Event()
@@ -62,7 +64,7 @@ class GenerationLease:
             # Measured before the request, so that we consider the lease lost before others do.
             renewed_at = time.monotonic()
             try:
-                if generation_claims.renew(self._resources, self._claim, self._slot):
+                if generation_claims.renew(self._resources, self._claim, self._slots):
                     self._job_waits.set()
                 valid_until = renewed_at + settings.lease_seconds
             except LeaseLostError:

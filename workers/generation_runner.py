@@ -23,7 +23,7 @@ from app.domain.errors import (
 )
 from app.domain.generation import GenerationError, PlaygroundModel
 from app.domain.job import JobRequest
-from app.domain.worker import Slot
+from app.domain.worker import FreeSlots
 from app.services import generation_claims, upload_contents, uploads
 from app.services.admission import admit_model
 from app.services.generation_claims import ClaimedGeneration
@@ -90,31 +90,25 @@ class _FailedError(Exception):
         self.error = error
 
 
-def run_next_generation(
+def run_generation(
     resources: Resources,
-    owner: str,
+    claimed: ClaimedGeneration,
     stopping: threading.Event,
     start: StartProcess = start_process,
-    slot: Slot | None = None,
-) -> bool:
-    """Claim the oldest generation and run it; return False if there was none, or a job comes first.
+    slots: FreeSlots | None = None,
+) -> None:
+    """Run a claimed generation until it ends.
 
     Args:
         resources: the process's resources.
-        owner: this worker's name, for the lease.
+        claimed: the generation, whose lease this worker has.
         stopping: set when the worker stops; the generation then returns to the queue.
         start: starts the process of the generation.
-        slot: free slot; None runs on the default device.
+        slots: the slot that it was claimed for, the first one; None runs on the default device.
     """
-    if not resources.settings.playground:
-        return False
-    claimed = generation_claims.claim_next_generation(resources, owner, slot)
-    if claimed is None:
-        return False
     attributes = {"intraslice.job_id": claimed.job.id}
     with span("generation attempt", attributes=attributes):
-        GenerationAttempt(resources, claimed, stopping, start, slot).run()
-    return True
+        GenerationAttempt(resources, claimed, stopping, start, slots).run()
 
 
 class GenerationAttempt:
@@ -126,7 +120,7 @@ class GenerationAttempt:
         claimed: ClaimedGeneration,
         stopping: threading.Event,
         start: StartProcess,
-        slot: Slot | None,
+        slots: FreeSlots | None,
     ) -> None:
         self._resources = resources
         self._generation = claimed.generation
@@ -135,9 +129,9 @@ class GenerationAttempt:
         self._claim = claimed.generation.claim
         self._stopping = stopping
         self._start = start
-        self._slot = slot
+        self._slots = () if slots is None else slots.slots[:1]
         self._deadline = time.monotonic() + resources.settings.playground_max_seconds
-        self._lease = GenerationLease(resources, self._claim, slot)
+        self._lease = GenerationLease(resources, self._claim, slots)
         self._directory = attempt_directory(resources, self._generation.id, self._claim.token)
 
     def run(self) -> None:
@@ -215,10 +209,12 @@ class GenerationAttempt:
             process.kill()
 
     def _place(self) -> Placement:
-        """Return the device, as for a job that needs this much: a GPU that fits, or the CPU."""
+        """Return the device of a job on one that needs this much: a GPU that fits, or the CPU."""
         job = self._job
         needed = generation_bytes(job, on_gpu=True)
-        placement = place(job.model_copy(update={"gpu_bytes": needed}), self._slot)
+        on_one = job.compression.model_copy(update={"devices": 1})
+        sized = job.model_copy(update={"gpu_bytes": needed, "compression": on_one})
+        placement = place(sized, self._slots)
         if placement.device != "cuda":
             _require_host_memory(generation_bytes(job, on_gpu=False))
         return placement

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -61,30 +61,27 @@ class _StoppedError(Exception):
     """The attempt must end: cancelled, paused, lease lost, or the worker stops."""
 
 
-def run_next_job(
+def run_job(
     resources: Resources,
-    owner: str,
+    job: JobRecord,
     stopping: threading.Event,
     start_child: StartChild = ChildProcess,
-    slot: Slot | None = None,
+    slots: Sequence[Slot] = (),
 ) -> JobRecord | None:
-    """Claim the most urgent job that the slot's device can run, and run it until it ends.
+    """Run a claimed job until it ends.
 
     Args:
         resources: the process's resources.
-        owner: this worker's name, for the lease.
+        job: the job, whose lease this worker has.
         stopping: set when the worker stops; the job then returns to the queue.
         start_child: starts the engine process.
-        slot: place of the job on a device; None runs any job on the default device.
+        slots: the job's places, one for each of its devices; none for the default device.
 
     Returns:
-        The job in its new state; None if there was none to run or another worker took it over.
+        The job in its new state; None if another worker took it over.
     """
-    job = claims.claim_next_job(resources, owner, slot)
-    if job is None:
-        return None
     with observe_attempt(job):
-        return _run_attempt(Attempt(resources, job, stopping, start_child, slot), job)
+        return _run_attempt(Attempt(resources, job, stopping, start_child, slots), job)
 
 
 def _run_attempt(attempt: Attempt, job: JobRecord) -> JobRecord | None:
@@ -112,14 +109,14 @@ class Attempt:
         job: JobRecord,
         stopping: threading.Event,
         start_child: StartChild,
-        slot: Slot | None = None,
+        slots: Sequence[Slot] = (),
     ) -> None:
         self._resources = resources
         self._job = job
         self._stopping = stopping
         self._start_child = start_child
-        self._slot = slot
-        self._placement = place(job, slot)
+        self._slots = slots
+        self._placement = place(job, slots)
         self._started = time.monotonic()
         self._upload_started: float | None = None
         self._lease_renewal = LeaseRenewal(resources, job.lease)
@@ -356,9 +353,9 @@ class Attempt:
 
         None after other errors, and if no registered worker has a device to move the job to.
         """
-        if self._slot is None or error.code != failures.OUT_OF_DEVICE_MEMORY:
+        if not self._slots or error.code != failures.OUT_OF_DEVICE_MEMORY:
             return None
-        needed = self._slot.device.memory_bytes + 1
+        needed = self._slots[0].device.memory_bytes + 1
         memory = RequiredMemory(gpu_bytes=needed, host_bytes=self._job.host_bytes)
         requirement = Requirement.of(self._job.compression, memory)
         return needed if fleet.can_run(self._resources, requirement) else None

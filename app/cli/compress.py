@@ -34,6 +34,7 @@ from intraslice_core.files import (
     require_writable_directory,
     require_writable_file,
 )
+from intraslice_core.launcher import is_main_process
 
 if TYPE_CHECKING:
     from intraslice_core.reports.schema import CompressionReport
@@ -73,7 +74,10 @@ def compress(  # noqa: PLR0913 (typer reads the options from the signature)
     as_json: JsonOption = False,
     options: SettingsOptions,
 ) -> None:
-    """Compress a model into a smaller one that transformers loads."""
+    """Compress a model into a smaller one that transformers loads.
+
+    With --devices, or under torchrun, several processes with a GPU each share the work.
+    """
     with reported_errors():
         require_free_output(out, "--out")
         require_writable_directory(resume_dir, "--resume-dir")
@@ -92,6 +96,8 @@ def compress(  # noqa: PLR0913 (typer reads the options from the signature)
             evaluation = options.evaluation()
         directories = (resume_dir, offload_dir)
         report = _compress(model, out, config, evaluation, directories=directories, verify=verify)
+        if not is_main_process():
+            return
         if plot is not None:
             from intraslice_core.reports.plots import shape_plot
 

@@ -20,8 +20,10 @@ from intraslice_core.errors import (
     OutputExistsError,
     OutputInUseError,
     OutputNotWritableError,
+    RankFailedError,
     TaskError,
 )
+from intraslice_core.launcher import is_main_process
 
 BAD_INPUT = (
     *(ConfigurationError, ModelError, CalibrationError, TaskError),
@@ -46,7 +48,9 @@ def reported_errors() -> Iterator[None]:
         typer.echo("cancelled; unfinished output was removed", err=True)
         raise typer.Exit(ExitCode.INTERRUPTED) from None
     except IntraSliceError as error:
-        typer.echo(f"error: {error}", err=True)
+        # All processes of a launcher end with the same error, unless the first one is gone.
+        if is_main_process() or isinstance(error, RankFailedError):
+            typer.echo(f"error: {error}", err=True)
         code = ExitCode.BAD_INPUT if isinstance(error, BAD_INPUT) else ExitCode.FAILED
         raise typer.Exit(code) from None
     except ServiceError as error:

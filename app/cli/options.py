@@ -207,6 +207,20 @@ JobDeviceOption = Annotated[
         help="Kind of compute device: auto, cpu or gpu; the service selects the worker and GPU.",
     ),
 ]
+DevicesOption = Annotated[
+    int,
+    typer.Option(
+        rich_help_panel=panels.ADVANCED,
+        help="Number of GPUs that share the work (1 to 64), or of processes on a CPU.",
+    ),
+]
+JobDevicesOption = Annotated[
+    int,
+    typer.Option(
+        rich_help_panel=panels.ADVANCED,
+        help="Number of equal GPUs of one worker that share the work (1 to 64).",
+    ),
+]
 BatchSizeOption = Annotated[
     int,
     typer.Option(

@@ -10,7 +10,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskProgressColumn, TextColumn
 from rich.text import Text
 
-from intraslice_core.progress import ProgressEvent, ProgressListener, Stage
+from intraslice_core.launcher import is_main_process
+from intraslice_core.progress import ProgressEvent, ProgressListener, Stage, ignore_progress
 from intraslice_core.reports.quantities import duration_range
 
 SECONDS_BETWEEN_LINES = 5.0
@@ -41,7 +42,13 @@ def remaining(event: ProgressEvent) -> str:
 
 @contextmanager
 def show_progress() -> Iterator[ProgressListener]:
-    """Yield a listener that draws a bar on a terminal, or prints lines of sub-steps elsewhere."""
+    """Yield a listener that draws a bar on a terminal, or prints lines of sub-steps elsewhere.
+
+    Only the first process of a launcher shows anything.
+    """
+    if not is_main_process():
+        yield ignore_progress
+        return
     console = Console(stderr=True, markup=False, emoji=False, highlight=False)
     if not console.is_terminal:
         yield step_lines(console)

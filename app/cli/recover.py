@@ -24,6 +24,7 @@ from app.cli.recovery_options import DEFAULT_RECOVERY, LOSSES, OPTIONS, recovery
 from app.cli.report_tables import print_report
 from intraslice_core.config import RecoveryConfig, RecoveryLoss
 from intraslice_core.files import require_free_output, require_writable_directory
+from intraslice_core.launcher import is_main_process
 
 _LossOption = Annotated[
     RecoveryLoss, typer.Option(rich_help_panel=panels.RECOVERY, help=f"Fine-tuning loss: {LOSSES}.")
@@ -77,7 +78,6 @@ def recover(  # noqa: PLR0913 (typer reads the options from the signature)
             config = RecoveryConfig.model_validate(settings)
         with show_progress() as on_progress, cancel_on_interrupt() as should_cancel:
             quiet_transformers()
-            from intraslice_core.finetuning.processes import is_main_process
             from intraslice_core.finetuning.recover import recover_model
             from intraslice_core.resume_state import ResumeState
 

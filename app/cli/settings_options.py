@@ -19,7 +19,7 @@ from intraslice_core.config import EvaluationConfig
 _CALIBRATION = ("samples", "sequence_length", "seed", "self_share", "text_field")
 _SAME_NAME = (
     *("target", "method", "allocation", "module_cap", "attention_bias"),
-    *("dtype", "device", "batch_size", "round_to", "prefer_fast_shapes"),
+    *("dtype", "device", "devices", "batch_size", "round_to", "prefer_fast_shapes"),
 )
 """Options that have the name of their setting."""
 
@@ -40,6 +40,7 @@ _OPTIONS: dict[str, tuple[Any, Any]] = {
     "seed": (options.SeedOption, DEFAULT.calibration.seed),
     "dtype": (options.DtypeOption, DEFAULT.dtype),
     "device": (options.DeviceOption, DEFAULT.device),
+    "devices": (options.DevicesOption, DEFAULT.devices),
     "batch_size": (options.BatchSizeOption, DEFAULT.batch_size),
     "round_to": (options.RoundToOption, DEFAULT.round_to),
     "prefer_fast_shapes": (options.FastShapesOption, DEFAULT.prefer_fast_shapes),
@@ -149,7 +150,9 @@ takes_shared_settings = with_options(
 """The same without `--method`, for commands that compare methods."""
 
 
-takes_job_settings = with_options(
-    "options", _OPTIONS | {"device": (options.JobDeviceOption, DEFAULT.device)}, _collect
-)
+_JOB_DEVICES: dict[str, tuple[Any, Any]] = {
+    "device": (options.JobDeviceOption, DEFAULT.device),
+    "devices": (options.JobDevicesOption, DEFAULT.devices),
+}
+takes_job_settings = with_options("options", _OPTIONS | _JOB_DEVICES, _collect)
 """The settings options of commands on a service, which has no names for single devices."""

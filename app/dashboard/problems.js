@@ -97,7 +97,7 @@ export const FAILURE_WORDS = {
   insufficient_disk: "The disk is full", output_exists: "The output exists already", output_in_use: "The output is in use",
   output_not_writable: "The output cannot be written", verification_failed: "The result failed its checks", quality_gate: "Quality gate not passed",
   measurement_failed: "A measurement failed", cancelled: "Cancelled", worker_lost: "The worker was lost", timeout: "Time limit exceeded",
-  expired_in_queue: "Waited too long in the queue", out_of_memory: "Out of memory", out_of_device_memory: "Too little GPU memory", child_crashed: "The engine crashed", internal_error: "Internal error",
+  expired_in_queue: "Waited too long in the queue", out_of_memory: "Out of memory", out_of_device_memory: "Too little GPU memory", child_crashed: "The engine crashed", rank_failed: "A process of the job has ended", internal_error: "Internal error",
 };
 
 /** @param {string} code of a failed job */
@@ -109,6 +109,7 @@ const FIELD_NAMES = {
   "/compression/ratio": "The percentage", "/compression/target_params": "The parameter count", "/compression/target_bytes": "The file size",
   "/compression/target": "The runtime", "/compression/method": "The method", "/compression/allocation": "The allocation method",
   "/compression/round_to": "“Round dimensions to”", "/compression/exports": "The file formats", "/compression/device": "The device",
+  "/compression/devices": "The number of GPUs",
   "/compression/calibration": "The calibration data", "/compression/calibration/source": "The calibration data",
   "/compression/calibration/samples": "The number of samples", "/compression/calibration/sequence_length": "The number of tokens per sample",
   "/compression/mask_training": "The training of masks", "/compression/mask_training/max_tokens": "The number of tokens of the training of masks",

@@ -139,6 +139,7 @@ const SETTING_NAMES = {
   "compression.round_to": "Round dimensions to",
   "compression.dtype": "Compute type",
   "compression.device": "Device",
+  "compression.devices": "Number of GPUs",
   "compression.batch_size": "Samples per forward pass",
   "compression.exports": "File formats",
   "compression.module_cap": "Largest share removed from one module",

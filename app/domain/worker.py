@@ -1,8 +1,9 @@
 """Workers and their devices, the device that a job requires, and why a queued job waits.
 
-A job asks for a kind of device, `auto`, `cpu` or `gpu`; which worker and which of its GPUs runs it
-is decided by the claim. A job on `auto` runs on a GPU that fits, or else on a CPU whose host has
-the memory.
+A job asks for a kind of device, `auto`, `cpu` or `gpu`, and for a number of them; which worker and
+which of its GPUs runs it is decided by the claim. A job on `auto` runs on a GPU that fits, or else
+on a CPU whose host has the memory. A job on several devices takes equal GPUs of one worker, also on
+`auto`.
 """
 
 from __future__ import annotations
@@ -53,26 +54,33 @@ class RequiredMemory:
     """Memory that a job needs, estimated when it is created; None where it is not known."""
 
     gpu_bytes: int | None = None
-    """On a GPU."""
+    """On each GPU."""
     host_bytes: int | None = None
     """On a host whose CPU runs the job."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Requirement:
-    """Kind, dtype and memory of the devices that can run a job."""
+    """Kind, number, dtype and memory of the devices that can run a job."""
 
     device: DeviceChoice
     dtype: str
     """Compute dtype; `auto` is available everywhere."""
     memory: RequiredMemory
+    devices: int = 1
+    """Number of equal devices of one worker; more than one are GPUs."""
 
     @classmethod
     def of(cls, compression: CompressionSettings, memory: RequiredMemory) -> Self:
         """Return the requirement of a job's settings and its estimated memory."""
-        return cls(
-            device=requested_device(compression.device), dtype=compression.dtype, memory=memory
-        )
+        settings = (compression.device, compression.dtype, compression.devices)
+        return cls.named(*settings, memory=memory)
+
+    @classmethod
+    def named(cls, device: str, dtype: str, devices: int, *, memory: RequiredMemory) -> Self:
+        """Return the requirement of a job by the names of its device and dtype."""
+        kind = requested_device(device) if devices == 1 else DeviceChoice.GPU
+        return cls(device=kind, dtype=dtype, memory=memory, devices=devices)
 
 
 class RunningJob(ApiModel):
@@ -118,6 +126,26 @@ class Slot:
     device: Device
     visible_devices: str | None = None
     """Value of CUDA_VISIBLE_DEVICES for the job's process; None leaves it as it is."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FreeSlots:
+    """Free slots on equal devices of a worker, for a claim."""
+
+    slots: tuple[Slot, ...]
+    """At least one; a job takes the first of them, as many as it asks for devices."""
+    total: int
+    """Number of the worker's slots on such devices, free or not."""
+
+    @property
+    def device(self) -> Device:
+        """Return the device of every slot."""
+        return self.slots[0].device
+
+    @classmethod
+    def of(cls, *slots: Slot) -> Self:
+        """Return all slots of a worker that runs nothing."""
+        return cls(slots=slots, total=len(slots))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,6 +195,7 @@ class WaitingCode(StrEnum):
     NO_GPU = "no_gpu"
     GPU_DTYPE = "gpu_dtype"
     GPU_MEMORY = "gpu_memory"
+    GPU_COUNT = "gpu_count"
     HOST_MEMORY = "host_memory"
 
 
@@ -193,9 +222,9 @@ def waiting_reason(requirement: Requirement, workers: Iterable[Registration]) ->
     registered = tuple(workers)
     if not registered:
         return Waiting(code=WaitingCode.NO_WORKER, message="waiting: no worker is registered")
-    devices = [device for worker in registered for device in worker.devices]
     if requirement.device is DeviceChoice.GPU:
-        return _lacking_gpu(requirement, [device for device in devices if device.kind == "gpu"])
+        return _lacking_gpus(requirement, [worker.devices for worker in registered])
+    devices = [device for worker in registered for device in worker.devices]
     may_use_gpu = requirement.device is DeviceChoice.AUTO
     if may_use_gpu and any(device.fits(requirement) for device in devices):
         return None
@@ -209,22 +238,33 @@ def waiting_reason(requirement: Requirement, workers: Iterable[Registration]) ->
     )
 
 
-def _lacking_gpu(requirement: Requirement, gpus: Sequence[Device]) -> Waiting | None:
-    """Return why no GPU can run a job that asks for one; None if one can."""
+def _lacking_gpus(
+    requirement: Requirement, workers: Sequence[tuple[Device, ...]]
+) -> Waiting | None:
+    """Return why the devices of no worker can run a job that asks for GPUs; None if some can."""
+    gpus = [device for devices in workers for device in devices if device.kind == "gpu"]
     if not gpus:
         return Waiting(code=WaitingCode.NO_GPU, message="waiting: no worker with a GPU")
     able = [gpu for gpu in gpus if gpu.computes(requirement.dtype)]
     if not able:
         message = f"waiting: no worker with a GPU that computes in {requirement.dtype}"
         return Waiting(code=WaitingCode.GPU_DTYPE, message=message)
-    if any(gpu.fits(requirement) for gpu in able):
-        return None
+    fitting = [gpu for gpu in able if gpu.fits(requirement)]
     needed = requirement.memory.gpu_bytes or 0
     suffix = f" that computes in {requirement.dtype}" if len(able) < len(gpus) else ""
+    if not fitting:
+        return Waiting(
+            code=WaitingCode.GPU_MEMORY,
+            message=f"waiting: no worker with a GPU of {_at_least(needed)}{suffix}",
+            gpu_bytes=needed,
+        )
+    if any(devices.count(gpu) >= requirement.devices for devices in workers for gpu in fitting):
+        return None
+    of_size = f" of {_at_least(needed)}" if len(fitting) < len(able) else ""
+    plural = suffix.replace("computes", "compute")
     return Waiting(
-        code=WaitingCode.GPU_MEMORY,
-        message=f"waiting: no worker with a GPU of {_at_least(needed)}{suffix}",
-        gpu_bytes=needed,
+        code=WaitingCode.GPU_COUNT,
+        message=f"waiting: no worker with {requirement.devices} equal GPUs{of_size}{plural}",
     )
 
 

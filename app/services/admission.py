@@ -23,7 +23,7 @@ from app.domain.errors import (
 from app.domain.job import JobRequest
 from app.domain.model_source import ModelSource, is_allowed, is_hub_name, is_revision
 from app.domain.upload import REFERENCE, UploadKind
-from app.domain.worker import DEVICE_NAMES
+from app.domain.worker import DEVICE_NAMES, DeviceChoice
 from app.settings import Settings
 from intraslice_core.checkpoints.inspection import find_in_package, require_within
 from intraslice_core.config import AUTO, CompressionConfig, EvaluationConfig, WeightedSource
@@ -272,14 +272,18 @@ def _version(file: Path) -> tuple[int, int]:
 
 
 def _beyond_devices(compression: CompressionConfig) -> list[FieldProblem]:
-    """Return a problem if the job names a device as torch does, such as `cuda:1`."""
-    if compression.device in DEVICE_NAMES:
-        return []
-    message = (
-        f"{compression.device!r} is a device of one machine: write gpu, cpu or auto; the service"
-        " selects the worker and its GPU"
-    )
-    return [FieldProblem(pointer="/compression/device", code="device_not_allowed", message=message)]
+    """Return a problem if the job names a device as torch does, or asks for several CPUs."""
+    code = "device_not_allowed"
+    if compression.device not in DEVICE_NAMES:
+        message = (
+            f"{compression.device!r} is a device of one machine: write gpu, cpu or auto; the"
+            " service selects the worker and its GPU"
+        )
+        return [FieldProblem(pointer="/compression/device", code=code, message=message)]
+    if compression.devices > 1 and compression.device == DeviceChoice.CPU:
+        message = f"a job on a CPU runs on 1 device, not on {compression.devices}: use gpu or auto"
+        return [FieldProblem(pointer="/compression/devices", code=code, message=message)]
+    return []
 
 
 def _beyond_positions(

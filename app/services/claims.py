@@ -8,7 +8,7 @@ from app.domain.errors import LeaseLostError
 from app.domain.events import EventType
 from app.domain.job import JobError, JobRecord, Lease, Progress
 from app.domain.lifecycle import State
-from app.domain.worker import Slot
+from app.domain.worker import FreeSlots
 from app.services.resources import Resources
 from intraslice_core.progress import Stage
 
@@ -23,10 +23,12 @@ _EXPIRED = JobError(
 )
 
 
-def claim_next_job(resources: Resources, owner: str, slot: Slot | None = None) -> JobRecord | None:
-    """Claim the job of highest priority that the slot's device can run; None if there is none."""
+def claim_next_job(
+    resources: Resources, owner: str, free: FreeSlots | None = None
+) -> JobRecord | None:
+    """Claim the job of highest priority that the free devices can run; None if there is none."""
     with resources.database.transaction() as transaction:
-        job = leases.claim_next(transaction, owner, resources.settings.lease_seconds, slot)
+        job = leases.claim_next(transaction, owner, resources.settings.lease_seconds, free)
         if job is not None:
             events.append(transaction, job.id, EventType.STARTED, {"worker": owner})
     return job

@@ -102,12 +102,14 @@ def record_run(
 ) -> None:
     """Record the durations of a finished job for later estimates.
 
-    Only a job that did all of its work at once counts: not one that was paused or interrupted and
-    has reused what earlier attempts left, nor one of a sweep, whose jobs share work. Stages that a
-    clock ended say nothing about the machine.
+    Only a job that did all of its work at once on one device counts: not one that was paused or
+    interrupted and has reused what earlier attempts left, nor one of a sweep, whose jobs share
+    work. Stages that a clock ended say nothing about the machine.
     """
     device = report.get("device")
     if device is None or job.fencing_token > 1 or job.sweep_id is not None:
+        return
+    if job.compression.devices > 1:
         return
     compression = job.compression
     if compression.method == AUTO:  # the durations are those of the winner's own run

@@ -114,7 +114,8 @@ def cautions_of(resources: Resources, requirement: Requirement) -> list[Caution]
         reason = waiting_reason(requirement, workers.live_registrations(transaction))
     if reason is None:
         return []
-    message = f"the job would be queued, {reason.message}; {_ADVICE[reason.code]}"
+    advice = (_ADVICE if requirement.devices == 1 else _ADVICE_FOR_SEVERAL)[reason.code]
+    message = f"the job would be queued, {reason.message}; {advice}"
     code = "memory_short" if reason.code is WaitingCode.HOST_MEMORY else "no_suitable_worker"
     return [Caution(code=code, message=message)]
 
@@ -125,4 +126,9 @@ _ADVICE = {
     WaitingCode.GPU_DTYPE: "start one, or set dtype or device to auto",
     WaitingCode.GPU_MEMORY: "start one, or set device to auto, which uses a CPU then",
     WaitingCode.HOST_MEMORY: "start one, or lower batch_size or the calibration tokens",
+}
+_ADVICE_FOR_SEVERAL = _ADVICE | {
+    WaitingCode.NO_GPU: "start one, or set devices to 1",
+    WaitingCode.GPU_MEMORY: "start one, or set devices to 1 and device to auto",
+    WaitingCode.GPU_COUNT: "start one, or lower devices",
 }

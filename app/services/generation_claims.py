@@ -17,7 +17,7 @@ from app.domain.generation import (
     GenerationRecord,
 )
 from app.domain.job import JobRecord
-from app.domain.worker import Slot
+from app.domain.worker import FreeSlots
 from app.services.claims import TIMEOUT, WORKER_LOST
 from app.services.resources import Resources
 from app.telemetry import get_logger, metrics
@@ -48,11 +48,17 @@ class ClaimedGeneration:
 
 
 def claim_next_generation(
-    resources: Resources, owner: str, slot: Slot | None
+    resources: Resources, owner: str, free: FreeSlots | None
 ) -> ClaimedGeneration | None:
-    """Claim the oldest queued generation, unless a job waits that the slot could run."""
+    """Claim the oldest queued generation for the first of the free slots.
+
+    None without one or without a playground, and while a job waits that the slots could run.
+    """
+    if not resources.settings.playground:
+        return None
+    slot = None if free is None else free.slots[0]
     with resources.database.transaction() as transaction:
-        if leases.has_waiting(transaction, owner, slot, seconds=0):
+        if leases.has_waiting(transaction, owner, free, seconds=0):
             return None
         generation = generations.claim_next(
             transaction, owner, resources.settings.lease_seconds, slot
@@ -71,10 +77,11 @@ def has_queued(resources: Resources) -> bool:
     return resources.database.read(generations.has_queued)
 
 
-def renew(resources: Resources, claim: GenerationClaim, slot: Slot | None) -> bool:
+def renew(resources: Resources, claim: GenerationClaim, slots: FreeSlots | None) -> bool:
     """Renew the lease; return whether to give the slot back to a job that waits for it.
 
-    A job counts once it has waited for a heartbeat: another slot may be free.
+    A job counts once it has waited for a heartbeat: another slot may be free. `slots` are those
+    that become free with the generation.
 
     Raises:
         LeaseLostError: if the generation was cancelled, deleted or claimed by another worker.
@@ -84,7 +91,7 @@ def renew(resources: Resources, claim: GenerationClaim, slot: Slot | None) -> bo
         if not generations.renew(transaction, claim, settings.lease_seconds):
             raise LeaseLostError
         return leases.has_waiting(
-            transaction, claim.owner, slot, seconds=settings.heartbeat_seconds
+            transaction, claim.owner, slots, seconds=settings.heartbeat_seconds
         )
 
 

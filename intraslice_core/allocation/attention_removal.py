@@ -2,7 +2,8 @@
 
 Each step measures the next-token loss of the model without each remaining attention, MLPs cut as
 they will be, and removes the attention whose model has the least. All candidates of a step pass
-the layers together; they share the hidden states before the layer that they lose.
+the layers together; they share the hidden states before the layer that they lose. Ranks divide the
+candidates among them.
 """
 
 from __future__ import annotations
@@ -70,21 +71,26 @@ class AttentionRemoval:
         """
         tokens = self.tokens[:, : max(MAX_TOKENS // len(self.tokens), 2 + self.prefix_length)]
         current = self.layers.memory.copy(self.layers.embed(tokens).cpu())
-        candidates: dict[int, Tensor] = {}
+        ranks, candidates = self.layers.ranks, dict[int, Tensor]()
         for layer in range(self.layers.num_layers):
             before_batch(layer / self.layers.num_layers)
             weights = self._cut(layer)
             without = slicing.remove_attention(weights)
-            if layer not in removed and layer not in self.fixed:
+            is_candidate = layer not in removed and layer not in self.fixed
+            if is_candidate and ranks.owner(layer) == ranks.rank:
                 candidates[layer] = self.layers.memory.copy(current)
             own = without if layer in removed else weights
             self._advance(layer, own, current)
             for candidate, hidden in candidates.items():
                 self._advance(layer, without if candidate == layer else own, hidden)
-        return {
-            layer: mean_loss(self.layers, hidden, tokens, prefix_length=self.prefix_length)
-            for layer, hidden in candidates.items()
-        }
+
+        def own_losses() -> dict[int, float]:
+            return {
+                layer: mean_loss(self.layers, hidden, tokens, prefix_length=self.prefix_length)
+                for layer, hidden in candidates.items()
+            }
+
+        return {layer: loss for own in ranks.gathered(own_losses) for layer, loss in own.items()}
 
     def _cut(self, layer: int) -> LayerWeights:
         """Return a layer with its MLP cut, as it will be saved."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import product, zip_longest
 from pathlib import Path
 
@@ -422,8 +423,13 @@ def fisher_shapes(
             before_batch=before_batch,
             prefix_length=tokens.prefix_length,
         )
+        ranks = layers.ranks
+
+        def scored(layer: int) -> LayerScores:
+            return _fisher_scores(files.read(layer), geometry, rotated, layers.device)
+
         scores = [
-            _fisher_scores(files.read(layer), geometry, rotated, layers.device)
+            ranks.computed(ranks.owner(layer), partial(scored, layer))
             for layer in range(layers.num_layers)
         ]
 

@@ -8,6 +8,7 @@ from intraslice_core.allocation.budget import resolve_round_to
 from intraslice_core.allocation.context import AllocationContext, Shapes, allocation_report
 from intraslice_core.allocation.layer_ratios import influence_plan
 from intraslice_core.calibration import calibration_hash
+from intraslice_core.ranks import MAIN
 from intraslice_core.sensitivity.block_influence import (
     load_block_influence,
     measure_block_influence,
@@ -61,7 +62,9 @@ def block_influences(
         batch_size=context.config.batch_size,
     )
     name = f"influence-{key[:32]}.safetensors"
-    cached = None if cache is None else load_block_influence(cache.directory / name)
+    cached = context.layers.ranks.computed(
+        MAIN, lambda: None if cache is None else load_block_influence(cache.directory / name)
+    )
     if cached is not None:
         return cached
     measured = context.batch.repeat(

@@ -3,7 +3,8 @@
 The macro influence of a layer is `1 - E_t[cos(X_L,t, X_L,t without it)]` with the model's last
 hidden states, before the final norm as in the authors' code. Each step measures it for every
 remaining layer and removes the least influential one. All candidates of a step pass the layers
-together; they share the hidden states before the layer that they lose.
+together; they share the hidden states before the layer that they lose. Ranks divide the candidates
+among them.
 """
 
 from __future__ import annotations
@@ -85,15 +86,26 @@ class LayerRemovalSearch:
         """
         tokens = self.tokens[:, : max(MAX_TOKENS // len(self.tokens), 1 + self.prefix_length)]
         current = self.layers.memory.copy(self.layers.embed(tokens).cpu())
-        candidates: dict[int, Tensor] = {}
+        ranks, candidates = self.layers.ranks, dict[int, Tensor]()
         for layer in range(self.layers.num_layers):
             before_batch(layer / self.layers.num_layers)
             if layer in removed:
                 continue
             without = self.layers.memory.copy(current)
             self._advance(layer, (current, *candidates.values()))
-            candidates[layer] = without
-        return {layer: self._influence(layer, current, rows) for layer, rows in candidates.items()}
+            if ranks.owner(layer) == ranks.rank:
+                candidates[layer] = without
+
+        def own_influences() -> dict[int, float]:
+            return {
+                layer: self._influence(layer, current, rows) for layer, rows in candidates.items()
+            }
+
+        return {
+            layer: influence
+            for own in ranks.gathered(own_influences)
+            for layer, influence in own.items()
+        }
 
     def _advance(self, layer: int, states: tuple[Tensor, ...]) -> None:
         """Overwrite hidden states by those after a layer, (sequences, length, hidden_size) each."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 
 from torch import Tensor
@@ -14,13 +13,13 @@ from intraslice_core.allocation.estimators import CalibrationSplit
 from intraslice_core.allocation.influence_shapes import block_influences
 from intraslice_core.allocation.layer_removal import (
     LayerRemovalSearch,
-    ignore_order,
     load_order,
     save_order,
 )
 from intraslice_core.allocation.unit_shapes import unit_scores
 from intraslice_core.calibration import calibration_hash
 from intraslice_core.methods import METHODS
+from intraslice_core.ranks import MAIN
 from intraslice_core.unit_removal import LayerUnits
 
 
@@ -69,36 +68,31 @@ def _order_of_removal(
 
     An order serves all ratios and is cached after each step: a shorter one is its beginning.
     """
-
-    def order(
-        beginning: tuple[int, ...], on_step: Callable[[tuple[int, ...]], None]
-    ) -> tuple[int, ...]:
-        def with_batch(size: int) -> tuple[int, ...]:
-            search = LayerRemovalSearch(
-                layers=context.layers,
-                tokens=split.judged,
-                batch_size=size,
-                prefix_length=context.prefix_length,
-            )
-            report = partial(_report, context)
-            return search.order(count, report, beginning=beginning, on_step=on_step)
-
-        return context.batch.repeat(with_batch)
-
-    cache = context.cache
-    if cache is None:
-        return order((), ignore_order)
+    cache, ranks = context.cache, context.layers.ranks
     key = context.key(
         layer_order=calibration_hash(split.judged),
         prefix_length=context.prefix_length,
         batch_size=context.config.batch_size,
     )
+    beginning = ranks.computed(
+        MAIN, lambda: () if cache is None else load_order(cache.directory, key)
+    )
 
     def save(removed: tuple[int, ...]) -> None:
-        if cache.has_room(8 * len(removed)):
+        if cache is not None and cache.has_room(8 * len(removed)):
             cache.on_saved(save_order(cache.directory, key, removed))
 
-    return order(load_order(cache.directory, key), save)
+    def with_batch(size: int) -> tuple[int, ...]:
+        search = LayerRemovalSearch(
+            layers=context.layers,
+            tokens=split.judged,
+            batch_size=size,
+            prefix_length=context.prefix_length,
+        )
+        report = partial(_report, context)
+        return search.order(count, report, beginning=beginning, on_step=save)
+
+    return context.batch.repeat(with_batch)
 
 
 def _report(context: AllocationContext, done: float) -> None:

@@ -22,6 +22,7 @@ from intraslice_core.config import MaskTrainingConfig
 from intraslice_core.errors import CompressionCancelledError
 from intraslice_core.files import atomic_file
 from intraslice_core.plan import ModelPlan
+from intraslice_core.ranks import MAIN
 from intraslice_core.sensitivity.layer_sensitivity import LayerSensitivity
 from intraslice_core.sensitivity.mask_training import (
     MaskLayout,
@@ -83,7 +84,11 @@ def unit_order(
     if config is None:
         return UnitOrder(layers=measured, ranks=None)
     layout = MaskLayout(geometry=context.geometry)
-    ranks = layout.ranks(_trained_ranks(context, tokens, config, done_before))
+    # One rank trains: a step takes a single sequence.
+    trained_ranks = context.layers.ranks.computed(
+        MAIN, lambda: _trained_ranks(context, tokens, config, done_before)
+    )
+    ranks = layout.ranks(trained_ranks)
     trained = tuple(
         with_trained_order(layer, own) for layer, own in zip(measured, ranks, strict=True)
     )

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -20,10 +21,11 @@ from intraslice_core.decoder_layer import LayerWeights
 from intraslice_core.device import return_free_memory
 from intraslice_core.errors import ConfigurationError, NumericalError
 from intraslice_core.plan import LayerPlan, ModelPlan
+from intraslice_core.ranks import ALONE, MAIN, Ranks
 from intraslice_core.sensitivity.cut_layers import CuttableLayer
 from intraslice_core.sensitivity.dense_pass import DensePass, sequences_at_once
 from intraslice_core.sensitivity.layer_sensitivity import LayerSensitivity
-from intraslice_core.transfers import device_batches
+from intraslice_core.transfers import device_batches, row_batches
 
 _DAMPING = 0.1
 """Relative damping of the refits, per dimension."""
@@ -34,7 +36,8 @@ class TrialCompression:
     """Trial compression of a model, with everything that compared plans share.
 
     All plans pass a layer together. Its weights are read once, and its moments are measured once,
-    on the dense hidden states: each plan's shapes are refitted to the layer's own output.
+    on the dense hidden states: each plan's shapes are refitted to the layer's own output. Ranks
+    divide the sequences and the refits among them.
     """
 
     layers: DenseLayers
@@ -63,38 +66,55 @@ class TrialCompression:
         Raises:
             NumericalError: if a refit fails, naming the layer.
         """
-        fit = self.layers.memory.copy(self.layers.embed(self.fit).cpu())
-        check = self.layers.embed(self.check).to(self.device)
+        ranks, length = self.layers.ranks, self.fit.shape[1]
+        plans = ranks.computed(MAIN, lambda: tuple(plans))
+        own = ranks.share(len(self.check))
+        fit = self.layers.memory.copy(self.layers.embed(self.fit[ranks.share(len(self.fit))]).cpu())
+        check = self.layers.embed(self.check[own]).to(self.device)
         # Of the dense model, then of every plan.
         states = [check, *(check.clone() for _ in plans)]
         for layer in range(self.layers.num_layers):
             before_batch(layer / self.layers.num_layers)
             try:
-                cuttable = self._cuttable(layer, fit)
-                cuts: dict[LayerPlan, LayerWeights] = {}
+                cuttable = self._cuttable(layer, fit, length)
                 states[0] = self._advanced(layer, states[0], cuttable.weights)
+                cuts = self._cuts(cuttable, [plan.layers[layer] for plan in plans])
                 for number, plan in enumerate(plans):
                     before_batch((layer + (number + 1) / (len(plans) + 1)) / self.layers.num_layers)
-                    own = plan.layers[layer]
-                    if own not in cuts:
-                        cuts[own] = slicing.rounded_to(cuttable.cut(own), self.stored_dtype)
-                    states[number + 1] = self._advanced(layer, states[number + 1], cuts[own])
+                    weights = cuts[plan.layers[layer]]
+                    states[number + 1] = self._advanced(layer, states[number + 1], weights)
             except NumericalError as error:
+                located = layer if error.layer is None else error.layer
                 raise NumericalError(
-                    error.message, layer=layer, module=error.module, hint=error.hint
+                    error.message, layer=located, module=error.module, hint=error.hint
                 ) from error
             del cuttable, cuts
             return_free_memory()
         tokens = divergences(self.layers, states[0], states[1:], prefix_length=self.prefix_length)
-        return tuple(HeldOutDivergence(tokens=own, kinds=self.kinds) for own in tokens)
+        every = tokens.new_zeros(len(plans), len(self.check), tokens.shape[2])
+        every[:, own] = tokens
+        ranks.sum_([every])
+        return tuple(HeldOutDivergence(tokens=of_plan, kinds=self.kinds) for of_plan in every)
 
-    def _cuttable(self, layer: int, fit: Tensor) -> CuttableLayer:
+    def _cuts(
+        self, cuttable: CuttableLayer, plans: Sequence[LayerPlan]
+    ) -> dict[LayerPlan, LayerWeights]:
+        """Return the layer with the sizes of each plan; the ranks divide the refits among them."""
+        distinct = list(dict.fromkeys(plans))
+
+        def cut(plan: LayerPlan) -> LayerWeights:
+            return slicing.rounded_to(cuttable.cut(plan), self.stored_dtype)
+
+        weights = self.layers.ranks.evaluated([partial(cut, plan) for plan in distinct])
+        return dict(zip(distinct, weights, strict=True))
+
+    def _cuttable(self, layer: int, fit: Tensor, length: int) -> CuttableLayer:
         """Return the layer with its moments, and advance the hidden states of `fit` past it."""
-        length = fit.shape[1]
         dense = DensePass(self.layers, layer, length, self.prefix_length)
         at_once = sequences_at_once(self.batch_size, length, self.device)
         for batch in device_batches(fit, at_once, self.device):
             batch.replace(dense.advance(batch.values))
+        dense.join()
         return CuttableLayer(
             weights=dense.weights,
             settings=self.layers.settings(layer),
@@ -108,11 +128,12 @@ class TrialCompression:
         """Return the held-out hidden states after a layer."""
         length, settings = check.shape[1], self.layers.settings(layer)
         rotary = self.layers.rotary(layer, length)
+        at_once = sequences_at_once(self.batch_size, length, self.device)
         batches = [
-            decoder_layer.forward(rows, weights, settings, rotary)
-            for rows in torch.split(check, sequences_at_once(self.batch_size, length, self.device))
+            decoder_layer.forward(check[rows], weights, settings, rotary)
+            for rows in row_batches(len(check), at_once)
         ]
-        return torch.cat(batches)
+        return torch.cat(batches) if batches else check
 
 
 CANDIDATES = (
@@ -148,6 +169,7 @@ def search(
     allocate: Callable[[AllocationCandidate], ScoredPlan],
     divergences_of: Callable[[Sequence[ModelPlan]], Sequence[HeldOutDivergence]],
     rival: ModelPlan | None = None,
+    ranks: Ranks = ALONE,
 ) -> SearchResult:
     """Allocate for all candidates, measure their plans together, and choose one.
 
@@ -157,11 +179,12 @@ def search(
         allocate: returns the shapes for a candidate.
         divergences_of: returns the divergences of models with the shapes of plans.
         rival: further plan to measure.
+        ranks: those that measure together; the first one allocates.
 
     Raises:
         ConfigurationError: if no candidate has shapes within the budget.
     """
-    judged = _distinct_plans(allocate)
+    judged = ranks.computed(MAIN, lambda: _distinct_plans(allocate))
     plans = [scored.plan for _, scored in judged]
     measured = divergences_of(plans if rival is None else [*plans, rival])
     results = [

@@ -38,6 +38,7 @@ from intraslice_core.allocation.influence_shapes import influence_shapes
 from intraslice_core.allocation.judge import HeldOutDivergence, difference
 from intraslice_core.allocation.layer_shapes import layer_shapes
 from intraslice_core.allocation.path_shapes import path_shapes, unit_order
+from intraslice_core.allocation.plan_comparison import compare_plans
 from intraslice_core.allocation.search import (
     CANDIDATES,
     SearchResult,
@@ -48,19 +49,15 @@ from intraslice_core.allocation.shared_pairs import with_shared_pairs
 from intraslice_core.allocation.trained_residual_parts import trained_residual_parts
 from intraslice_core.allocation.unit_shapes import unit_shapes
 from intraslice_core.calibration import calibration_hash, sequence_sources
-from intraslice_core.checkpoints.writer import tensor_digest
 from intraslice_core.config import Allocator
 from intraslice_core.errors import ConfigurationError
 from intraslice_core.methods import METHODS, resolve_allocator
 from intraslice_core.plan import ONLY_DENSE, ModelPlan, ShapeConstraint
+from intraslice_core.ranks import MAIN
 from intraslice_core.reports.schema import AllocationReport, CandidateReport, TrialReport
 from intraslice_core.sensitivity.layer_sensitivity import LayerSensitivity
-from intraslice_core.sensitivity.measurement import (
-    MEASUREMENT,
-    ModelSensitivity,
-    load_sensitivity,
-    save_sensitivity,
-)
+from intraslice_core.sensitivity.measurement import MEASUREMENT, ModelSensitivity
+from intraslice_core.sensitivity.sensitivity_file import load_sensitivity, save_sensitivity
 
 __all__ = [
     "SENSITIVITY_SHARE",
@@ -91,6 +88,8 @@ def choose_shapes(context: AllocationContext, tokens: Tensor) -> Shapes:
         NumericalError: naming the layer.
     """
     shapes = _choose_shapes(context, tokens)
+    # All ranks have chosen alike up to rounding; from here on they have the same.
+    shapes = context.layers.ranks.computed(MAIN, lambda: shapes)
     item_bytes, demands = context.stored_dtype.itemsize, context.demands.shapes
     preferred = fast_shapes(context.config, context.geometry, item_bytes, demands)
     section = fast_shapes_report(shapes.plan, context.geometry, preferred, shapes.extra_loss)
@@ -180,12 +179,11 @@ def _measured(
     cache, allocator = context.cache, resolve_allocator(context.config)
     with_trial_cuts = allocator == "lagrangian"
     with_value_dims = METHODS[context.config.method].value_basis == "coordinates"
-    if cache is not None:
-        for trials, dims in product((True, with_trial_cuts), (True, with_value_dims)):
-            name = _cached_name(context, tokens, with_trial_cuts=trials, with_value_dims=dims)
-            cached = load_sensitivity(cache.directory / name)
-            if cached is not None:
-                return cached
+    cached = context.layers.ranks.computed(
+        MAIN, lambda: _cached(context, tokens, with_trial_cuts, with_value_dims)
+    )
+    if cached is not None:
+        return cached
     ends_stage = context.config.mask_training is None and (
         allocator in ("uniform", "solution_path")
         or not METHODS[context.config.method].measures_sensitivity
@@ -210,6 +208,20 @@ def _measured(
         save_sensitivity(cache.directory / name, measured)
         cache.on_saved(name)
     return measured
+
+
+def _cached(
+    context: AllocationContext, tokens: Tensor, with_trial_cuts: bool, with_value_dims: bool
+) -> ModelSensitivity | None:
+    """Return a cached measurement that has at least these parts."""
+    if context.cache is None:
+        return None
+    for trials, dims in product((True, with_trial_cuts), (True, with_value_dims)):
+        name = _cached_name(context, tokens, with_trial_cuts=trials, with_value_dims=dims)
+        cached = load_sensitivity(context.cache.directory / name)
+        if cached is not None:
+            return cached
+    return None
 
 
 def _cached_name(
@@ -322,6 +334,7 @@ def _lagrangian(
                 allocate,
                 partial(_divergences, context, trials),
                 rival,
+                context.layers.ranks,
             )
             scored = result.candidates[0].scored
     except ConfigurationError as error:
@@ -420,44 +433,7 @@ def _divergences(
     context: AllocationContext, trials: TrialCompression, plans: Sequence[ModelPlan]
 ) -> tuple[HeldOutDivergence, ...]:
     """Return the divergences of trial compressions from the dense model, saved or measured."""
-
-    def measure() -> tuple[HeldOutDivergence, ...]:
-        return context.batch.repeat(
-            lambda size: replace(trials, batch_size=size).divergences(
-                plans, partial(_report_trials, context)
-            )
-        )
-
-    state = context.resume_state
-    if state is None:
-        return measure()
-    key = _comparison_key(context, trials, plans)
-    name = f"comparison-{key[:32]}"
-    saved = state.part(name, key)
-    if saved is not None:
-        parts = [saved[0][str(number)] for number in range(len(plans))]
-        return tuple(HeldOutDivergence(tokens=part, kinds=trials.kinds) for part in parts)
-    measured = measure()
-    tensors = {str(number): own.tokens for number, own in enumerate(measured)}
-    state.save_part(name, key, tensors, {})
-    return measured
-
-
-def _comparison_key(
-    context: AllocationContext, trials: TrialCompression, plans: Sequence[ModelPlan]
-) -> str:
-    """Return the key of everything that the divergences of plans depend on."""
-    return context.key(
-        comparison=[plan.model_dump(mode="json") for plan in plans],
-        config=context.config.model_dump(mode="json", exclude={"recover"}),
-        prefix_length=trials.prefix_length,
-        sequences=[calibration_hash(part) for part in (trials.fit, trials.check, trials.kinds)],
-        sensitivity=[
-            tensor_digest(part.contiguous().cpu())
-            for layer in trials.sensitivity
-            for part in layer.tensors().values()
-        ],
-    )
+    return compare_plans(context, trials, plans, partial(_report_trials, context))
 
 
 def _rival_plan(context: AllocationContext) -> ModelPlan | None:

@@ -21,6 +21,7 @@ from intraslice_core.errors import BudgetOutOfReachError, CompressionCancelledEr
 from intraslice_core.files import atomic_file
 from intraslice_core.methods import resolve_allocator
 from intraslice_core.plan import LayerPlan, ModelGeometry, ModelPlan, ResidualParts
+from intraslice_core.ranks import MAIN
 from intraslice_core.selection.residual_parts import ResidualPartSelections
 from intraslice_core.sensitivity.hypernetwork import HypernetworkTraining, TrainedLogits
 
@@ -44,7 +45,8 @@ def trained_residual_parts(
     """
     config = context.config.mask_training
     assert config is not None
-    logits = _trained_logits(context, tokens, config)
+    # One rank trains: a step takes a single sequence.
+    logits = context.layers.ranks.computed(MAIN, lambda: _trained_logits(context, tokens, config))
     allocator, budget = resolve_allocator(context.config), context.budget.parameters
     if allocator == "hypernetwork":
         step = resolve_round_to(context.config, context.geometry)

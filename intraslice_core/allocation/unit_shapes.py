@@ -20,6 +20,7 @@ from intraslice_core.decoder_layer import LayerWeights
 from intraslice_core.diagonal_moments import LayerActivations
 from intraslice_core.methods import METHODS, UnitRemoval, resolve_allocator
 from intraslice_core.plan import ModelPlan
+from intraslice_core.ranks import MAIN
 from intraslice_core.sensitivity.activations import (
     load_activations,
     measure_activations,
@@ -159,13 +160,15 @@ def unit_scores(
     Raises:
         NumericalError: naming layer and module.
     """
-    activations = _activations(context, tokens, share, done_before)
-    return tuple(
-        score_units(removal.score, moments.to(context.device), context.layers.weights(layer)).to(
-            "cpu"
+    activations, layers = _activations(context, tokens, share, done_before), context.layers
+
+    def scored() -> tuple[LayerUnits, ...]:
+        return tuple(
+            score_units(removal.score, moments.to(context.device), layers.weights(layer)).to("cpu")
+            for layer, moments in enumerate(activations)
         )
-        for layer, moments in enumerate(activations)
-    )
+
+    return layers.ranks.computed(MAIN, scored)
 
 
 def _scores_in_shots(
@@ -220,7 +223,9 @@ def _activations(
         **facts,
     )
     name = f"activations-{key[:32]}.safetensors"
-    cached = None if cache is None else load_activations(cache.directory / name)
+    cached = context.layers.ranks.computed(
+        MAIN, lambda: None if cache is None else load_activations(cache.directory / name)
+    )
     if cached is not None:
         return cached
     measured = context.batch.repeat(

@@ -19,12 +19,14 @@ if TYPE_CHECKING:
     from intraslice_core.calibration.sources import VALID_SOURCES, Reading, interleave, load_text
     from intraslice_core.calibration.tokens import (
         ReadTokens,
+        TextToWrite,
         calibration_hash,
         calibration_tokens,
         sequence_groups,
         sequence_sources,
         source_tokens,
         tokenise_documents,
+        write_with_main,
     )
     from intraslice_core.calibration.window_stream import stream_windows
     from intraslice_core.calibration.windows import text_prefix
@@ -35,6 +37,7 @@ __all__ = [
     "Part",
     "ReadTokens",
     "Reading",
+    "TextToWrite",
     "WritingListener",
     "WritingProgress",
     "WrittenText",
@@ -50,6 +53,7 @@ __all__ = [
     "stream_windows",
     "text_prefix",
     "tokenise_documents",
+    "write_with_main",
 ]
 
 _MODULES = {
@@ -57,8 +61,9 @@ _MODULES = {
     "python_text": ("Part",),
     "sources": ("VALID_SOURCES", "Reading", "interleave", "load_text"),
     "tokens": (
-        *("ReadTokens", "calibration_hash", "calibration_tokens", "sequence_groups"),
-        *("sequence_sources", "source_tokens", "tokenise_documents"),
+        *("ReadTokens", "TextToWrite", "calibration_hash", "calibration_tokens"),
+        *("sequence_groups", "sequence_sources", "source_tokens", "tokenise_documents"),
+        "write_with_main",
     ),
     "window_stream": ("stream_windows",),
     "windows": ("text_prefix",),

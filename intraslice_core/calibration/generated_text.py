@@ -25,6 +25,7 @@ from intraslice_core.calibration.writing_pace import WritingListener, report_wri
 from intraslice_core.config import CalibrationPart
 from intraslice_core.errors import CalibrationSourceError
 from intraslice_core.progress import CancellationCheck
+from intraslice_core.ranks import ALONE, Ranks
 from intraslice_core.tokenizer import embedding_rows, require_known_tokens
 
 _EVALUATION_SEED_OFFSET = 2**31
@@ -77,6 +78,7 @@ def generate_texts(
     *,
     should_cancel: CancellationCheck,
     on_progress: WritingListener = report_writing,
+    ranks: Ranks = ALONE,
 ) -> list[Tensor]:
     """Sample the sequences of several texts from the model together, starting at their first token.
 
@@ -90,7 +92,8 @@ def generate_texts(
         tokenizer: tokenizer of the model.
         texts: texts to write; the number of their passes is that of the longest sequence.
         should_cancel: checked before each token.
-        on_progress: receives the number of written tokens of all texts.
+        on_progress: receives the number of written tokens of all texts, of this rank's sequences.
+        ranks: those that divide the sequences among them, each with the model on its device.
 
     Returns:
         Sequences of every text, (samples, sequence_length) each, int64, on the CPU.
@@ -104,14 +107,22 @@ def generate_texts(
         CompressionCancelledError: if the run is cancelled.
     """
     drafts = [_drafts(model, tokenizer, text) for text in texts]
-    tokens = write_sequences(
-        model,
-        [*chain(*drafts)],
-        should_cancel=should_cancel,
-        on_progress=on_progress,
-        lower=_LENGTHS[texts[0].part],
-    )
-    sequences = iter(tokens)
+    every = [*chain(*drafts)]
+    own = every[ranks.share(len(every))]
+
+    def write() -> list[Tensor]:
+        if not own:
+            return []
+        return write_sequences(
+            model,
+            own,
+            should_cancel=should_cancel,
+            on_progress=on_progress,
+            lower=_LENGTHS[texts[0].part],
+        )
+
+    shares = ranks.gathered(write)
+    sequences = (shares[n % ranks.count][n // ranks.count] for n in range(len(every)))
     return [torch.stack([next(sequences) for _ in of_text]) for of_text in drafts]
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -27,6 +29,7 @@ from intraslice_core.errors import (
     NumericalError,
 )
 from intraslice_core.progress import CancellationCheck, never_cancelled
+from intraslice_core.ranks import ALONE, MAIN, Ranks
 from intraslice_core.substeps import report_substep
 from intraslice_core.text_sources import WEB, WRITTEN
 
@@ -59,6 +62,7 @@ def calibration_tokens(
     should_cancel: CancellationCheck = never_cancelled,
     on_writing: WritingListener = report_writing,
     warnings: list[str] | None = None,
+    ranks: Ranks = ALONE,
 ) -> Tensor:
     """Return the calibration sequences: windows of texts chosen at random, or generated text.
 
@@ -73,6 +77,8 @@ def calibration_tokens(
         should_cancel: checked while the model generates.
         on_writing: receives the number of tokens that the model has written.
         warnings: extended by warnings about records that were skipped.
+        ranks: those that write text together. The main one calls this, the others call
+            `write_with_main` for every `TextToWrite` that they receive meanwhile.
 
     Returns:
         (samples, sequence_length), int64, on the CPU.
@@ -97,6 +103,7 @@ def calibration_tokens(
             model,
             should_cancel,
             on_writing,
+            ranks,
         )
     except (CalibrationSourceError, NumericalError) as error:
         if not config.self_share:
@@ -110,6 +117,7 @@ def calibration_tokens(
             should_cancel=should_cancel,
             on_writing=on_writing,
             warnings=warnings,
+            ranks=ranks,
         )
     sequences = [(read | generated)[part.source] for part in parts]
     # The model's own text has variety, whatever was given.
@@ -124,6 +132,7 @@ def _write(
     model: ModelSource | None,
     should_cancel: CancellationCheck,
     on_writing: WritingListener,
+    ranks: Ranks,
 ) -> dict[str, Tensor]:
     """Let the model write the sequences of all parts together; return them by source.
 
@@ -137,14 +146,44 @@ def _write(
             "`self` and `chat` need the model that generates the text",
             field="calibration.source",
         )
+    texts = ranks.computed(MAIN, lambda: TextToWrite(parts=tuple(parts))).texts
     written = generate_texts(
         model if isinstance(model, PreTrainedModel) else model(),
         tokenizer,
-        [WrittenText(order=part) for part in parts],
+        texts,
         should_cancel=should_cancel,
         on_progress=on_writing,
+        ranks=ranks,
     )
     return {part.source: rows for part, rows in zip(parts, written, strict=True)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextToWrite:
+    """Message of the main rank: text that all ranks write together."""
+
+    parts: tuple[CalibrationPart, ...]
+
+    @property
+    def texts(self) -> list[WrittenText]:
+        """Return the texts, in the order of the parts."""
+        return [WrittenText(order=part) for part in self.parts]
+
+
+def write_with_main(
+    text: TextToWrite,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    ranks: Ranks,
+    *,
+    should_cancel: CancellationCheck,
+) -> None:
+    """Write this rank's share of a text that the main rank needs.
+
+    A text that cannot be written is an error of the main rank, which decides what follows.
+    """
+    with suppress(CalibrationSourceError, NumericalError):
+        generate_texts(model, tokenizer, text.texts, should_cancel=should_cancel, ranks=ranks)
 
 
 def sequence_sources(config: CalibrationConfig) -> Tensor:

@@ -19,6 +19,7 @@ from intraslice_core.device import HostMemory, TensorMemory
 from intraslice_core.errors import NumericalError
 from intraslice_core.families import canonical
 from intraslice_core.linalg import require_finite
+from intraslice_core.ranks import ALONE, Ranks
 
 LOGITS_AT_ONCE = 2**22
 """Logits in memory at once: 16 MiB in float32, and as much again for each step of a loss.
@@ -47,6 +48,10 @@ class DenseLayers(Protocol):
     def memory(self) -> TensorMemory:
         """Return the storage for hidden states of many sequences."""
 
+    @property
+    def ranks(self) -> Ranks:
+        """Return the ranks that divide the sequences among them."""
+
     def weights(self, layer: int) -> LayerWeights:
         """Return a layer's weights on the device, in the compute dtype."""
 
@@ -72,8 +77,9 @@ class DenseLayerReader:
         device: torch.device,
         dtype: torch.dtype,
         memory: TensorMemory | None = None,
+        ranks: Ranks = ALONE,
     ) -> None:
-        self.memory = memory or HostMemory()
+        self.memory, self.ranks = memory or HostMemory(), ranks
         self._reader = reader
         self._canonical = reader.family.canonical_settings(reader.config)
         self._device = device
@@ -223,6 +229,7 @@ def divergences(
         NumericalError: if a prediction is not finite.
     """
     chosen = slice(max(prefix_length, 1) - 1, None, stride)
+    positions = len(range(dense.shape[1])[chosen])
     expected = dense[:, chosen].flatten(0, 1)
     predicted = [hidden[:, chosen].flatten(0, 1) for hidden in compressed]
     out = torch.empty(len(predicted), len(expected), dtype=torch.float64)
@@ -236,7 +243,7 @@ def divergences(
             torch.sub(log_dense, difference, out=difference).mul_(probabilities)
             out[model, rows] = difference.sum(-1).double().cpu()
     require_finite(out, "the divergence of a compressed model")
-    return out.clamp_min_(0.0).view(len(predicted), len(dense), -1)
+    return out.clamp_min_(0.0).view(len(predicted), len(dense), positions)
 
 
 def mean_loss(

@@ -93,6 +93,8 @@ COMPRESSED_MODEL_TYPES = ("intraslice", "nemotron-nas")
 ComputeDtype = Literal["auto", "float32", "bfloat16", "float16"]
 Ratio = Annotated[float, Field(ge=0.0, lt=1.0)]
 DEFAULT_RATIO = 0.3
+MAX_DEVICES = 64
+"""Largest number of devices of one compression, all of one machine."""
 
 _BUDGETS: tuple[BudgetField, ...] = ("ratio", "target_params", "target_bytes")
 
@@ -123,6 +125,14 @@ class CompressionSettings(FrozenModel):
         default="auto",
         description="Compute device: auto, cpu, or a torch device such as cuda or cuda:1. Jobs of "
         "a service ask for auto, cpu or gpu: auto is a GPU that fits, or else a CPU.",
+    )
+    devices: int = Field(
+        default=1,
+        ge=1,
+        le=MAX_DEVICES,
+        description="Number of devices that divide the calibration sequences among them, each with "
+        "its own process: GPUs of one machine or, with the device cpu, equal parts of its cores. "
+        "Jobs of a service ask for GPUs of one worker.",
     )
     round_to: int | None = Field(
         default=None,
@@ -213,6 +223,22 @@ class CompressionSettings(FrozenModel):
         if reason is not None:
             raise ValueError(f"{reason}: {DEVICE_HINT}")
         return device
+
+    @field_validator("devices")
+    @classmethod
+    def _require_a_device_and_a_sequence_for_each(cls, devices: int, info: ValidationInfo) -> int:
+        device, calibration = info.data.get("device", ""), info.data.get("calibration")
+        if devices > 1 and ":" in device:
+            raise ValueError(
+                f"{device} is a single device, not {devices}: write {device.partition(':')[0]}, of "
+                "which every process takes its own"
+            )
+        if calibration is not None and devices > calibration.samples:
+            raise ValueError(
+                f"{devices} devices cannot divide {calibration.samples} calibration sequences: "
+                "lower devices, or raise calibration.samples"
+            )
+        return devices
 
     @field_validator("recover")
     @classmethod

@@ -21,12 +21,14 @@ from intraslice_core.cost_model.memory import (
     peak_memory,
     stage_bytes,
 )
+from intraslice_core.cost_model.parallel import H100_SXM, Machine, StageCost, parallel_costs
 from intraslice_core.cost_model.past_runs import PastRun, Prediction, predict_duration
 from intraslice_core.cost_model.rates import REFERENCE_RATES, MachineRates, machine_rates
 from intraslice_core.cost_model.sizes import Estimate, estimate
 from intraslice_core.cost_model.tournament import Candidate, TournamentPlan, plan_tournament
 
 __all__ = [
+    "H100_SXM",
     "REFERENCE_RATES",
     "AllocationSeconds",
     "Candidate",
@@ -34,10 +36,12 @@ __all__ = [
     "Estimate",
     "EvaluationSeconds",
     "ExpectedDurations",
+    "Machine",
     "MachineRates",
     "PastRun",
     "Prediction",
     "StageBytes",
+    "StageCost",
     "StageFlops",
     "TournamentPlan",
     "allocation_seconds",
@@ -49,6 +53,7 @@ __all__ = [
     "gpu_host_bytes",
     "least_writing_bytes",
     "machine_rates",
+    "parallel_costs",
     "peak_memory",
     "plan_tournament",
     "predict_duration",

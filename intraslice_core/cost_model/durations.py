@@ -4,10 +4,14 @@ Only proportions matter: the run itself shows how fast its machine is, and `stag
 earlier runs have shown. The amounts of work follow from shapes and settings. The rates are those of
 one thread of a CPU with AVX-512, fitted to two runs of SmolLM2-135M (`benchmarks/progress.py`), or
 of a class of GPUs (`rates`); constants of this module are of the former in both cases.
+
+Several devices shorten what they divide: text that the model writes, the allocation, and the passes
+of the compression. What they send each other is neglected; `parallel` models it.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -255,7 +259,11 @@ def calibration_seconds(
         beside: numbers and lengths of other sequences that the model writes in the same batches.
     """
     parts = list(compression.resolved_calibration.parts())
-    written = writing_seconds(geometry, [*written_sequences(parts), *beside], item_bytes, rates)
+    sequences = [
+        (math.ceil(number / compression.devices), length)
+        for number, length in (*written_sequences(parts), *beside)
+    ]
+    written = writing_seconds(geometry, sequences, item_bytes, rates)
     if compression.recover is not None:
         training = compression.recover.text(compression.calibration).parts()
         for part in training:

@@ -1,7 +1,8 @@
 """Floating-point operations of a compression by stage, estimated from shapes alone.
 
 The estimate contains matrix products and factorisations, with two operations per multiply-add. It
-leaves out norms, activations and copies. Tests compare it with torch's own count. Factorisations,
+leaves out norms, activations and copies. Tests compare it with torch's own count. Of a compression
+on several devices it is that of the one with most of the work (`ranks`). Factorisations,
 solves and products with second moments are in float64, or in float32 on GPUs where that is slow
 (`rates`); everything else is in the compute dtype.
 """
@@ -82,11 +83,11 @@ class StageFlops(FrozenModel):
 
 def stage_flops(geometry: ModelGeometry, compression: CompressionConfig) -> StageFlops:
     """Estimate the operations of all stages, assuming that every module loses the same ratio."""
-    work = _Work(geometry, compression)
+    work = Work(geometry, compression)
     compensates = METHODS[compression.method].compensate
     refits = work.of_remaining_layers()
     trials = TRIAL_PLANS if work.parts.trial_fit else 0
-    return StageFlops(
+    flops = StageFlops(
         forward=work.samples * work.sequence(1.0),
         gradients=work.gradients(),
         sensitivity=work.sensitivity(),
@@ -99,16 +100,19 @@ def stage_flops(geometry: ModelGeometry, compression: CompressionConfig) -> Stag
         statistics=refits.statistics(work.samples) if compensates else work.stream_statistics(),
         factorisations=refits.fits(*work.dampings) if compensates else work.rotations(),
     )
+    return flops.model_copy(
+        update={name: share * getattr(flops, name) for name, share in work.shares().items()}
+    )
 
 
 @dataclass(frozen=True)
-class _Work:
+class Work:
     """Operation counts for one model and one compression."""
 
     geometry: ModelGeometry
     compression: CompressionConfig
 
-    def of_remaining_layers(self) -> _Work:
+    def of_remaining_layers(self) -> Work:
         """Return the work of a model of the layers that remain, all of them dense.
 
         It is this work itself for methods that keep all layers.
@@ -116,21 +120,24 @@ class _Work:
         if METHODS[self.compression.method].layers is None:
             return self
         layers = max(round(self.kept * self.layers), 1)
-        return _Work(
+        return Work(
             self.geometry.model_copy(update={"num_hidden_layers": layers}),
             self.compression.model_copy(update={"ratio": 0.0}),
         )
 
     @property
     def samples(self) -> int:
+        """Number of calibration sequences."""
         return self.compression.calibration.samples
 
     @property
     def length(self) -> int:
+        """Tokens of a sequence."""
         return self.compression.calibration.sequence_length
 
     @property
     def layers(self) -> int:
+        """Number of decoder layers."""
         return self.geometry.num_hidden_layers
 
     @property
@@ -140,15 +147,23 @@ class _Work:
 
     @property
     def kept(self) -> float:
+        """Fraction of every module that remains."""
         ratio = self.compression.ratio
         return 1.0 - (0.3 if ratio is None else ratio)
 
     @property
     def parts(self) -> EstimatorSequences:
+        """Sequences and tokens of the allocation."""
         return EstimatorSequences.of(self.compression)
 
     @property
+    def check_sequences(self) -> int:
+        """Sequences on which trial compressions are judged."""
+        return min(8, max(self.samples // 8, 1))
+
+    @property
     def dampings(self) -> tuple[int, int]:
+        """Numbers of candidates for both dampings."""
         method = METHODS[self.compression.method]
         return len(method.damping_own), len(method.damping_correction)
 
@@ -163,6 +178,30 @@ class _Work:
         for group, part in zip(groups, calibration.parts(), strict=True):
             counts[group] += part.samples
         return 1 + (counts[0] == counts[1])
+
+    # -- several devices -------------------------------------------------------------------
+
+    def shares(self) -> dict[str, float]:
+        """Return the parts of `StageFlops` that devices divide, each with the largest share of it.
+
+        Refits of a module follow one another, and masks are trained by one device.
+        """
+        parts = self.parts
+        sequences = min(parts.trial_fit, self.check_sequences)
+        return {
+            "gradients": self._share(parts.gradients),
+            "sensitivity": self._share(parts.sensitivity),
+            "sensitivity_factorisations": self._share(self.layers),
+            "trial_compression": self._share(sequences),
+            "trial_factorisations": self._share(TRIAL_PLANS),
+            "units": self._share(self.samples),
+            "passes": self._share(self.samples),
+            "statistics": self._share(self.samples),
+        }
+
+    def _share(self, number: int) -> float:
+        """Return the largest share of a number of sequences, layers or plans."""
+        return math.ceil(number / self.compression.devices) / max(number, 1)
 
     # -- passes of one sequence ------------------------------------------------------------
 
@@ -203,13 +242,13 @@ class _Work:
         trials = len(trial_layers(self.layers)) * TRIALS_PER_LAYER + 1
         positions = min(TRIAL_CUT_POSITIONS, parts.trial_cut_tokens)
         return (
-            parts.sensitivity * self.layers * (layer + self._grams())
+            parts.sensitivity * self.layers * (layer + self.grams())
             + parts.trial_cut_tokens / self.length * check_layer_passes(self.layers) * layer
             + positions / self.length * trials * self.head()
             + self.layers * self._pair_effects()
         )
 
-    def _grams(self) -> float:
+    def grams(self) -> float:
         """Count the Gram matrices of one sequence in both modules of a layer."""
         return 2.0 * _TRIANGLE * self.length * (self.inner**2 + self.geometry.intermediate_size**2)
 
@@ -254,7 +293,7 @@ class _Work:
             return 0.0
         layer = self.attention() + self.mlp()
         checks = self.sequence(1.0) + TRIAL_PLANS * (self.kept * self.layers * layer + self.head())
-        fit = parts.trial_fit * self.layers * (layer + self._grams())
+        fit = parts.trial_fit * self.layers * (layer + self.grams())
         return fit + parts.judged_tokens / self.length * checks
 
     def masks(self) -> float:
@@ -391,8 +430,7 @@ class _Work:
         """Count the solves of both modules of all layers, and the comparison of dampings."""
         hidden, width = self.geometry.hidden_size, self.geometry.intermediate_size
         method, held_out = METHODS[self.compression.method], own > 1
-        candidates = {*method.damping_own, *method.damping_correction}
-        compared = min(len(candidates), TRIED_DAMPINGS) * self.folds if held_out else 0
+        compared = self._compared(own, correction) if held_out else 0
         final = 1 + (correction > 0)
         probes = min(hidden, DAMPING_PROBES)
         projected = 2.0 * self.inner**2 * self.kept * hidden
@@ -416,6 +454,18 @@ class _Work:
         if method.residual_parts:
             both += self._residual_part_fits()
         return self.layers * (projected + crosses + both)
+
+    def _compared(self, own: int, correction: int) -> int:
+        """Return the number of factorisations that compare the dampings of a module.
+
+        One device skips those beyond the least error; several factorise for all candidates at once.
+        """
+        method, devices = METHODS[self.compression.method], self.compression.devices
+        if devices > 1:
+            counts = (own * self.folds, correction * self.folds)
+            return sum(math.ceil(count / devices) for count in counts)
+        candidates = {*method.damping_own, *method.damping_correction}
+        return min(len(candidates), TRIED_DAMPINGS) * self.folds
 
     def _residual_part_fits(self) -> float:
         """Count the choice of a layer's reads and neurons, and the refit of what reads."""

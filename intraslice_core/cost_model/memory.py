@@ -163,7 +163,8 @@ def gpu_host_bytes(
     """Estimate the host memory of a compression on a GPU, in bytes, without its verification.
 
     It holds hidden states that do not fit on the GPU, copies of them, the layer that is read and
-    the one that is written, and the embeddings. With `offload_dir` hidden states are in files.
+    the one that is written, and the embeddings. With `offload_dir` hidden states are in files. On
+    several GPUs each has a process, and they divide the hidden states.
 
     Args:
         geometry: dimensions of the dense model.
@@ -174,7 +175,8 @@ def gpu_host_bytes(
     stages = stage_bytes(geometry, compression, item, stored).values()
     layers = 2 * geometry.dense_layer().parameters(geometry)
     weights = stored * (layers + geometry.vocab_size * geometry.hidden_size)
-    return PROCESS_BYTES + weights + max(stage.host + stage.copies for stage in stages)
+    processes = compression.devices * (PROCESS_BYTES + weights)
+    return processes + max(stage.host + stage.copies for stage in stages)
 
 
 def _stages(

@@ -64,7 +64,7 @@ class TrialSizes:
         return KINDS * self.judged_samples * self.judged_length
 
     def of(self, config: CompressionConfig) -> CompressionConfig:
-        """Return the settings of a trial: fewer tokens and nothing that follows.
+        """Return the settings of a trial: fewer tokens, one device and nothing that follows.
 
         Masks are trained on fewer tokens in the same proportion.
         """
@@ -77,6 +77,7 @@ class TrialSizes:
             update={
                 "calibration": calibration.model_copy(update=sizes),
                 "mask_training": training,
+                "devices": 1,
                 "exports": ("safetensors",),
                 "recover": None,
             }

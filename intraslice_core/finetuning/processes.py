@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -12,20 +11,15 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from intraslice_core.launcher import current_launch
+
 if TYPE_CHECKING:
     from accelerate import Accelerator  # type: ignore[import-untyped]
 
-_WORLD_SIZE, _RANK = "WORLD_SIZE", "RANK"
-"""Environment variables in which both launchers give the number of processes, and that of one."""
 _PATIENCE = timedelta(days=1)
 """Time that processes wait for the first one while it reads text, measures or verifies."""
 
 _Value = TypeVar("_Value")
-
-
-def is_main_process() -> bool:
-    """Report whether this is the first process of a launcher, or the only one."""
-    return int(os.environ.get(_RANK, "0")) == 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +39,7 @@ class Processes:
         Args:
             on_cpu: compute on the CPU even where there are GPUs.
         """
-        if int(os.environ.get(_WORLD_SIZE, "1")) <= 1:
+        if current_launch() is None:
             return cls()
         # Imported here because one process does not need it.
         from accelerate import Accelerator, InitProcessGroupKwargs

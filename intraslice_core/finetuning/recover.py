@@ -151,7 +151,8 @@ def recover_model(  # noqa: PLR0913  # one call is the whole of it
 def _expected_seconds(report: CompressionReport) -> dict[Stage, float]:
     """Return the expected seconds of each stage of a recovery alone, by the cost model."""
     item_bytes = round(report.bytes_before / report.params_before)
-    every = expected_durations(report.geometry, report.config, None, item_bytes).stages
+    alone = report.config.model_copy(update={"devices": 1})
+    every = expected_durations(report.geometry, alone, None, item_bytes).stages
     others = (Stage.ALLOCATE, Stage.COMPRESS)
     return {stage: seconds for stage, seconds in every.items() if stage not in others}
 

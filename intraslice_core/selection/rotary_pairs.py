@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from intraslice_core import linalg
-from intraslice_core.statistics import RotaryStatistics
+from intraslice_core.rotary_statistics import RotaryStatistics
 
 # -- scores ------------------------------------------------------------------------------------
 

@@ -23,6 +23,7 @@ from intraslice_core.diagonal_moments import (
 from intraslice_core.errors import NumericalError
 from intraslice_core.files import atomic_file
 from intraslice_core.plan import Module
+from intraslice_core.ranks import ALONE, Ranks
 from intraslice_core.sensitivity.dense_pass import embedded, sequences_at_once
 from intraslice_core.transfers import device_batches
 
@@ -33,11 +34,16 @@ class ActivationPass:
     """Pass of hidden states through one layer, with the moments of its inner activations."""
 
     def __init__(
-        self, weights: LayerWeights, settings: LayerSettings, rotary: Rotary, prefix_length: int
+        self,
+        weights: LayerWeights,
+        settings: LayerSettings,
+        rotary: Rotary,
+        prefix_length: int,
+        ranks: Ranks = ALONE,
     ) -> None:
         self._weights, self._settings, self._rotary = weights, settings, rotary
-        self._attention = DiagonalAccumulator(prefix_length)
-        self._mlp = DiagonalAccumulator(prefix_length)
+        self._attention = DiagonalAccumulator(prefix_length, ranks)
+        self._mlp = DiagonalAccumulator(prefix_length, ranks)
 
     def advance(self, hidden: Tensor) -> Tensor:
         """Add one batch and return the hidden states after the layer.
@@ -60,7 +66,7 @@ class ActivationPass:
         )
 
     def moments(self) -> LayerActivations:
-        """Return the moments of all batches.
+        """Return the moments of all batches, those of all ranks.
 
         Raises:
             NumericalError: naming the module.
@@ -100,6 +106,7 @@ def measure_activations(
     Raises:
         NumericalError: naming layer and module.
     """
+    tokens = tokens[layers.ranks.share(len(tokens))]
     samples, length = tokens.shape
     hidden = embedded(layers, tokens)
     size = sequences_at_once(batch_size, length, layers.device)
@@ -111,6 +118,7 @@ def measure_activations(
             layers.settings(layer),
             layers.rotary(layer, length),
             prefix_length,
+            layers.ranks,
         )
         for batch in device_batches(hidden, size, layers.device):
             before_batch((layer + batch.rows.start / samples) / layers.num_layers)

@@ -21,6 +21,7 @@ from intraslice_core.checkpoints.dense_model import DenseLayers
 from intraslice_core.errors import NumericalError
 from intraslice_core.files import atomic_file
 from intraslice_core.linalg import WORKING_DTYPE
+from intraslice_core.ranks import ALONE, Ranks
 from intraslice_core.sensitivity.dense_pass import embedded, sequences_at_once
 from intraslice_core.transfers import device_batches
 
@@ -31,10 +32,11 @@ class InfluenceAccumulator:
     Args:
         prefix_length: positions of the prefix at the beginning of every sequence. They are left
             out: layers hardly turn the long hidden states that many models have there.
+        ranks: those whose tokens are averaged over.
     """
 
-    def __init__(self, prefix_length: int = 0) -> None:
-        self._prefix_length = prefix_length
+    def __init__(self, prefix_length: int = 0, ranks: Ranks = ALONE) -> None:
+        self._prefix_length, self._ranks = prefix_length, ranks
         self._sum = torch.zeros((), dtype=WORKING_DTYPE)
         self._tokens = 0
 
@@ -54,12 +56,12 @@ class InfluenceAccumulator:
         Raises:
             NumericalError: if no tokens were added or a hidden state was not finite.
         """
-        if self._tokens == 0:
+        total, tokens = self._ranks.totals([float(self._sum), self._tokens])
+        if tokens == 0:
             raise NumericalError("no tokens were seen")
-        total = float(self._sum)
         if math.isnan(total):
             raise NumericalError("a hidden state is NaN or infinite")
-        return max(1.0 - total / self._tokens, 0.0)
+        return max(1.0 - total / tokens, 0.0)
 
 
 def measure_block_influence(
@@ -82,13 +84,15 @@ def measure_block_influence(
     Raises:
         NumericalError: naming the layer.
     """
+    tokens = tokens[layers.ranks.share(len(tokens))]
     samples, length = tokens.shape
     hidden = embedded(layers, tokens)
     size = sequences_at_once(batch_size, length, layers.device)
     influences = []
     for layer in range(layers.num_layers):
         weights, settings = layers.weights(layer), layers.settings(layer)
-        rotary, accumulator = layers.rotary(layer, length), InfluenceAccumulator(prefix_length)
+        rotary = layers.rotary(layer, length)
+        accumulator = InfluenceAccumulator(prefix_length, layers.ranks)
         for batch in device_batches(hidden, size, layers.device):
             before_batch((layer + batch.rows.start / samples) / layers.num_layers)
             after = decoder_layer.forward(batch.values, weights, settings, rotary)

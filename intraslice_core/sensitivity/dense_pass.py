@@ -10,9 +10,10 @@ from torch import Tensor
 
 from intraslice_core import decoder_layer, linalg
 from intraslice_core.checkpoints.dense_model import DenseLayers
-from intraslice_core.compensation import attention_space, mlp_space
+from intraslice_core.compensation import OutputSpace, attention_space, mlp_space
 from intraslice_core.errors import NumericalError
 from intraslice_core.plan import Module
+from intraslice_core.ranks import Ranks
 from intraslice_core.statistics import prefix_scale, scaled, second_moment_sum
 
 TOKENS_AT_ONCE = 2048
@@ -77,8 +78,9 @@ class DensePass:
         self._attention_space = attention_space(self.weights, self._settings)
         self._mlp_space = mlp_space(self.weights, self._settings)
         self.device = self.weights.up.weight.device
-        self._heads = _MeanOuter("attention")
-        self._neurons = _MeanOuter("mlp")
+        self._ranks = layers.ranks
+        self._heads = _MeanOuter("attention", self._attention_space)
+        self._neurons = _MeanOuter("mlp", self._mlp_space)
 
     def advance(self, hidden: Tensor) -> Tensor:
         """Add one batch to the moments and return the hidden states after the layer.
@@ -103,9 +105,18 @@ class DensePass:
         """Return the attention's inner activations `o`."""
         return decoder_layer.attention_inner(normed, self.weights, self._settings, self._rotary)
 
+    def join(self, to: int | None = None) -> None:
+        """Add up the moments of all ranks, once their batches have passed.
+
+        Args:
+            to: rank that gets them; None for all.
+        """
+        self._heads.join(self._ranks, to)
+        self._neurons.join(self._ranks, to)
+
     @cached_property
     def moments(self) -> InnerMoments:
-        """Moments of both modules, once all batches have passed.
+        """Moments of both modules, once all batches have passed; of this rank before `join`.
 
         Raises:
             NumericalError: if no tokens were added or an activation was not finite.
@@ -116,8 +127,8 @@ class DensePass:
 class _MeanOuter:
     """Accumulator of `E[z zᵀ]` of a module's inner activations over tokens."""
 
-    def __init__(self, module: Module) -> None:
-        self._module = module
+    def __init__(self, module: Module, space: OutputSpace) -> None:
+        self._module, self._space = module, space
         self._sum: Tensor | None = None
         self._tokens = 0
 
@@ -130,6 +141,17 @@ class _MeanOuter:
         else:
             self._sum.add_(products)
         self._tokens += flat.shape[0]
+
+    def join(self, ranks: Ranks, to: int | None) -> None:
+        """Add up the sums of all ranks, some of which may have seen no tokens."""
+        if ranks.is_alone:
+            return
+        if self._sum is None:
+            weight, bias = self._space.output.weight, self._space.output.bias
+            width = weight.shape[1] + (bias is not None)
+            self._sum = torch.zeros(width, width, dtype=linalg.WORKING_DTYPE, device=weight.device)
+        ranks.sum_([self._sum], to=to)
+        self._tokens = int(ranks.totals([self._tokens])[0])
 
     def mean(self) -> Tensor:
         """Return the mean, (width, width), float64, and clear the sum.

@@ -152,7 +152,7 @@ def loss_gradients(
         layers: the dense model.
         tokens: (sequences, length), int64.
         batch_size: sequences in one pass of a layer.
-        files: files to which the layers' gradients are added.
+        files: files to which the gradients of the layers that this rank owns are added.
         before_batch: callback with the finished fraction; may raise to stop.
         prefix_length: positions of the prefix at the beginning of every sequence. Their gradients
             are propagated and part of the mask gradients, but not of `G`.
@@ -166,15 +166,7 @@ def loss_gradients(
     sampler = None if target_seed is None else torch.Generator().manual_seed(target_seed)
     # Tensors created in inference mode cannot be part of a graph, so everything is read again here.
     with torch.inference_mode(False), torch.no_grad():
-        size = GROUP_SEQUENCES
-        if layers.device.type == "cpu":
-            size = max(min(size, _TOKENS_AT_ONCE // tokens.shape[1]), 1)
-        groups = torch.split(tokens.clone(), GROUP_SEQUENCES)
-        parts = [
-            (part, position > 0)
-            for group in groups
-            for position, part in enumerate(torch.split(group, size))
-        ]
+        parts = _parts(layers, tokens.clone())
         for number, (part, continues_group) in enumerate(parts):
 
             def on_progress(done: float, number: int = number) -> None:
@@ -184,6 +176,21 @@ def loss_gradients(
             _PartPass(layers, part, prefix_length, at_once, on_progress, sampler).run(
                 files, continues_group=continues_group
             )
+
+
+def _parts(layers: DenseLayers, tokens: Tensor) -> list[tuple[Tensor, bool]]:
+    """Return the parts of groups that this rank passes, and whether each continues a group.
+
+    All ranks have equally many parts, of which some may be empty: after each, they add up theirs.
+    """
+    size, ranks = GROUP_SEQUENCES, layers.ranks
+    if layers.device.type == "cpu":
+        size = max(min(size, _TOKENS_AT_ONCE // tokens.shape[1]), 1)
+    parts = []
+    for group in torch.split(tokens, GROUP_SEQUENCES):
+        own, most = group[ranks.share(len(group))], -(-len(group) // ranks.count)
+        parts += [(own[start : start + size], start > 0) for start in range(0, most, size)]
+    return parts
 
 
 class _PartPass:
@@ -215,7 +222,8 @@ class _PartPass:
         for layer in reversed(range(self._layers.num_layers)):
             self._on_progress(1.0 - 0.7 * (layer + 1) / self._layers.num_layers)
             gradients = self._backward(layer, states.pop(), gradient)
-            files.add(layer, gradients, continues_group=continues_group)
+            if gradients is not None:
+                files.add(layer, gradients, continues_group=continues_group)
 
     def _forward(self) -> Iterator[Tensor]:
         """Yield the hidden states before every layer and after the last."""
@@ -232,7 +240,7 @@ class _PartPass:
                 output = decoder_layer.forward(batch.values, weights, settings, rotary)
                 is_finite.append(torch.isfinite(output).all())
                 batch.write_to(after, output)
-            if not torch.stack(is_finite).all():
+            if is_finite and not torch.stack(is_finite).all():
                 inputs = (hidden[rows].to(self._layers.device) for rows in self._rows)
                 raise _not_finite(layer, inputs, weights, settings, rotary)
             hidden = after
@@ -270,13 +278,16 @@ class _PartPass:
             (gradient,) = torch.autograd.grad(loss, leaf)
         return gradient
 
-    def _backward(self, layer: int, hidden: Tensor, gradient: Tensor) -> LayerGradients:
+    def _backward(self, layer: int, hidden: Tensor, gradient: Tensor) -> LayerGradients | None:
         """Propagate `gradient`, in place, from the layer's output to its input.
 
         Args:
             layer: number of the layer.
             hidden: hidden states before the layer, (sequences, length, hidden_size).
             gradient: of the loss at the layer's output, shape of `hidden`.
+
+        Returns:
+            The gradients of all ranks' sequences; None on ranks that do not own the layer.
 
         Raises:
             NumericalError: if the gradient is not finite.
@@ -287,28 +298,34 @@ class _PartPass:
         width, text = hidden.shape[-1], slice(self._prefix_length, None)
         mlp = torch.zeros(width, width, dtype=WORKING_DTYPE, device=device)
         attention = torch.zeros_like(mlp)
-        heads = torch.zeros((), device=device)
-        moments = torch.zeros((), device=device)
-        neurons = torch.zeros((), device=device)
+        inner_width = weights.attention_output.weight.shape[1] // weights.num_attention_heads
+        shape = (weights.num_attention_heads, inner_width, inner_width)
+        heads = torch.zeros(shape, device=device)
+        moments = torch.zeros_like(heads)
+        neurons = torch.zeros(weights.mlp_output.weight.shape[1], device=device)
         for before, after in zipped_batches((hidden, gradient), self._rows, device):
             graph = _LayerGraph(before.values, weights, settings, rotary)
             batch = graph.gradients(after.values)
             mlp += _outer(after.values[:, text])
             attention += _outer(batch.between[:, text])
             inner = graph.attention_inner
-            heads = heads + _head_products(inner, batch.inner_attention, weights)
+            heads += _head_products(inner, batch.inner_attention, weights)
             inner = scaled(inner, prefix_scale(graph.between, self._prefix_length))
-            moments = moments + _head_products(inner, inner, weights)
-            neurons = neurons + (graph.mlp_inner.float() * batch.inner_mlp.float()).sum((0, 1))
+            moments += _head_products(inner, inner, weights)
+            neurons += (graph.mlp_inner.float() * batch.inner_mlp.float()).sum((0, 1))
             after.replace(batch.inputs)
         if not torch.isfinite(mlp).all() & torch.isfinite(attention).all():
             raise NumericalError("a gradient is NaN or infinite", layer=layer)
-        tokens = gradient.shape[0] * (gradient.shape[1] - self._prefix_length)
+        ranks, own_tokens = self._layers.ranks, gradient[:, text, 0].numel()
+        ranks.sum_((mlp, attention, heads, moments, neurons), to=ranks.owner(layer))
+        tokens = int(ranks.totals([own_tokens])[0])
+        if ranks.owner(layer) != ranks.rank:
+            return None
         return LayerGradients(
             attention=attention.cpu() / tokens,
             mlp=mlp.cpu() / tokens,
             head_masks=heads.cpu().unsqueeze(0),
-            neuron_masks=neurons.detach().cpu().unsqueeze(0),
+            neuron_masks=neurons.cpu().unsqueeze(0),
             head_moments=moments.cpu() / tokens,
             tokens=tokens,
         )

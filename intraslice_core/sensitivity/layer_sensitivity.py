@@ -13,6 +13,7 @@ from torch import Tensor
 
 from intraslice_core import slicing
 from intraslice_core.decoder_layer import LayerSettings, LayerWeights, Linear
+from intraslice_core.rotary_statistics import HeadEnergies
 from intraslice_core.selection import value_basis
 from intraslice_core.selection.heads import kept_heads
 from intraslice_core.selection.rotary_pairs import (
@@ -23,7 +24,6 @@ from intraslice_core.selection.rotary_pairs import (
     turned_queries,
 )
 from intraslice_core.selection.score_basis import leading_score_basis
-from intraslice_core.statistics import HeadEnergies
 
 
 @dataclass(frozen=True, kw_only=True)

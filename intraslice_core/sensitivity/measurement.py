@@ -15,14 +15,11 @@ predicted loss, interpolated over depth. All trials pass the following layers in
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from intraslice_core import decoder_layer, linalg
@@ -30,8 +27,8 @@ from intraslice_core.checkpoints.dense_model import DenseLayers
 from intraslice_core.decoder_layer import LayerWeights
 from intraslice_core.device import return_free_memory
 from intraslice_core.errors import NumericalError
-from intraslice_core.files import atomic_file
 from intraslice_core.plan import LayerPlan, Module
+from intraslice_core.rotary_statistics import HeadEnergyAccumulator
 from intraslice_core.selection import neurons, value_basis
 from intraslice_core.selection.heads import HeadChoice, eliminate_heads, head_energies
 from intraslice_core.selection.rotary_pairs import eliminate_pairs
@@ -43,7 +40,6 @@ from intraslice_core.sensitivity.gradients import GradientFiles
 from intraslice_core.sensitivity.layer_sensitivity import LayerSensitivity
 from intraslice_core.sensitivity.pair_effects import PairEffectAccumulator, PairInputs
 from intraslice_core.sensitivity.trial_cuts import TrialCut, TrialCuts, trial_cut_tokens
-from intraslice_core.statistics import HeadEnergyAccumulator
 from intraslice_core.transfers import device_batches
 
 NEURON_DAMPING = 1e-4
@@ -124,36 +120,100 @@ def measure_layers(  # noqa: PLR0913 (everything that one pass measures)
     Raises:
         NumericalError: if an activation is not finite or a factorisation fails, naming the layer.
     """
-    hidden = layers.memory.copy(layers.embed(tokens).cpu())
+    passes = _Passes(
+        layers=layers,
+        hidden=layers.memory.copy(layers.embed(tokens[layers.ranks.share(len(tokens))]).cpu()),
+        gradients=gradients,
+        batch_size=batch_size,
+        before_batch=before_batch,
+        prefix_length=prefix_length,
+        with_value_dims=with_value_dims,
+    )
     trials = None
     if check is not None:
         cut_tokens = trial_cut_tokens(check)
         trials = TrialCuts(layers, cut_tokens, batch_size=batch_size, prefix_length=prefix_length)
-    spots = trial_layers(layers.num_layers)
-    sensitivities = []
-    for layer in range(layers.num_layers):
-        try:
-            layer_pass = _LayerPass(layers, layer, tokens.shape[1], prefix_length)
-            at_once = sequences_at_once(batch_size, tokens.shape[1], layers.device)
-            for batch in device_batches(hidden, at_once, layers.device):
-                before_batch((layer + batch.rows.start / len(tokens)) / layers.num_layers)
-                batch.replace(layer_pass.advance(batch.values))
-            fisher = None if gradients is None else gradients.read(layer)
-            sensitivity = layer_pass.sensitivity(
-                None if fisher is None else (fisher.attention, fisher.mlp), with_value_dims
-            )
-            if trials is not None:
-                cuts = layer_pass.trials(sensitivity) if layer in spots else ()
-                trials.pass_layer(layer, cuts, layer_pass.weights)
-        except NumericalError as error:
-            raise NumericalError(
-                error.message, layer=layer, module=error.module, hint=error.hint
-            ) from error
-        sensitivities.append(sensitivity.to(torch.device("cpu")))
-        del layer_pass, fisher
+    sensitivities: list[LayerSensitivity] = []
+    count = layers.ranks.count
+    for first in range(0, layers.num_layers, count):
+        group = range(first, min(first + count, layers.num_layers))
+        sensitivities += passes.group(group, trials)
         return_free_memory()
     measured = () if trials is None else trials.measured()
     return ModelSensitivity(layers=tuple(sensitivities), trials=measured)
+
+
+@contextmanager
+def _located(layer: int) -> Iterator[None]:
+    """Add the layer to a `NumericalError` raised inside the context."""
+    try:
+        yield
+    except NumericalError as error:
+        # The error of another rank names a layer already.
+        located = layer if error.layer is None else error.layer
+        raise NumericalError(
+            error.message, layer=located, module=error.module, hint=error.hint
+        ) from error
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Passes:
+    """Passes of the hidden states through the dense layers, and what is measured of them."""
+
+    layers: DenseLayers
+    hidden: Tensor
+    """This rank's sequences, (sequences, length, hidden_size), advanced in place."""
+    gradients: GradientFiles | None
+    batch_size: int
+    before_batch: Callable[[float], None]
+    prefix_length: int
+    with_value_dims: bool
+
+    def group(self, group: Sequence[int], trials: TrialCuts | None) -> list[LayerSensitivity]:
+        """Return the sensitivity of successive layers, at most one for each rank, on the CPU.
+
+        All ranks pass all of these layers; then each factorises the moments of its own one.
+        """
+        ranks = self.layers.ranks
+        own: _LayerPass | None = None
+        for layer in group:
+            with _located(layer):
+                layer_pass = self._passed(layer)
+            if ranks.owner(layer) == ranks.rank:
+                own = layer_pass
+            del layer_pass
+        measured = None if own is None else self._measured(own)
+        sensitivities = []
+        for layer in group:
+            sensitivity = ranks.computed(ranks.owner(layer), lambda: measured)
+            assert sensitivity is not None  # the owner of every layer has measured it
+            sensitivities.append(sensitivity.to(torch.device("cpu")))
+            if trials is not None:
+                with _located(layer):
+                    if own is None or layer != own.layer:
+                        trials.pass_layer(layer, ())
+                    else:
+                        cuts = own.trials(sensitivity) if own.has_trials else ()
+                        trials.pass_layer(layer, cuts, own.weights)
+        return sensitivities
+
+    def _passed(self, layer: int) -> _LayerPass:
+        """Return the statistics of all ranks' sequences in a layer, on the rank that owns it."""
+        layers, hidden = self.layers, self.hidden
+        layer_pass = _LayerPass(layers, layer, hidden.shape[1], self.prefix_length)
+        at_once = sequences_at_once(self.batch_size, hidden.shape[1], layers.device)
+        for batch in device_batches(hidden, at_once, layers.device):
+            self.before_batch((layer + batch.rows.start / len(hidden)) / layers.num_layers)
+            batch.replace(layer_pass.advance(batch.values))
+        layer_pass.join(layers.ranks.owner(layer))
+        return layer_pass
+
+    def _measured(self, layer_pass: _LayerPass) -> LayerSensitivity:
+        """Return the sensitivity of a layer that this rank owns, on its device."""
+        with _located(layer_pass.layer):
+            fisher = None if self.gradients is None else self.gradients.read(layer_pass.layer)
+            metrics = None if fisher is None else (fisher.attention, fisher.mlp)
+            return layer_pass.sensitivity(metrics, self.with_value_dims)
 
 
 class _LayerPass(DensePass):
@@ -161,7 +221,8 @@ class _LayerPass(DensePass):
 
     def __init__(self, layers: DenseLayers, layer: int, length: int, prefix_length: int) -> None:
         super().__init__(layers, layer, length, prefix_length)
-        settings = self._settings
+        self.layer, settings = layer, self._settings
+        self.has_trials = layer in trial_layers(layers.num_layers)
         self._hidden_energy = torch.zeros((), dtype=linalg.WORKING_DTYPE, device=self.device)
         self._tokens = 0
         self._energies = HeadEnergyAccumulator(
@@ -170,9 +231,11 @@ class _LayerPass(DensePass):
             pairs=settings.head_dim // 2,
             device=self.device,
             prefix_length=prefix_length,
+            ranks=layers.ranks,
         )
         self._pair_inputs: list[PairInputs] = []
         """Queries, keys, values and scales of the first `PAIR_SEQUENCES` sequences."""
+        self._pair_sequences = layers.ranks.share_size(PAIR_SEQUENCES)
 
     def advance(self, hidden: Tensor) -> Tensor:
         """Add one batch to the statistics and return the hidden states after the layer.
@@ -185,6 +248,15 @@ class _LayerPass(DensePass):
         self._tokens += text.shape[0] * text.shape[1]
         return super().advance(hidden)
 
+    def join(self, to: int | None = None) -> None:
+        """Add up the statistics of all ranks; see `DensePass.join`."""
+        super().join(to)
+        self._energies.join()
+        self._ranks.sum_([self._hidden_energy])
+        self._tokens = int(self._ranks.totals([self._tokens])[0])
+        inputs = self._ranks.gathered(lambda: self._pair_inputs)
+        self._pair_inputs = [sequence for own in inputs for sequence in own]
+
     def _attend(self, normed: Tensor) -> Tensor:
         """Return the attention's `o`; record energies, and inputs of the pairs' effects."""
         weights, settings = self.weights, self._settings
@@ -193,7 +265,7 @@ class _LayerPass(DensePass):
         query, key = decoder_layer.normed_and_rotated(*projected, weights, settings, self._rotary)
         value = decoder_layer.values(normed, weights)
         inner = decoder_layer.attend(query, key, value, settings)
-        for row in range(min(len(inner), PAIR_SEQUENCES - len(self._pair_inputs))):
+        for row in range(min(len(inner), self._pair_sequences - len(self._pair_inputs))):
             scale = self._attention_space.contribution_scale(inner[row])
             inputs = PairInputs(query=query[row], key=key[row], value=value[row], scale=scale)
             self._pair_inputs.append(inputs)
@@ -423,40 +495,3 @@ def _query_positions(first: int, length: int, device: torch.device) -> Tensor:
     """Return at most `PAIR_QUERIES` query positions, evenly spaced from `first` to the end."""
     count = min(PAIR_QUERIES, length - first)
     return torch.linspace(first, length - 1, count, device=device).round().long()
-
-
-# -- files -------------------------------------------------------------------------------------
-
-_TRIALS = "trials"
-"""Metadata key of the trial cuts."""
-
-
-def save_sensitivity(file: Path, measured: ModelSensitivity) -> None:
-    """Write the sensitivity to a safetensors file, atomically."""
-    tensors: dict[str, Tensor] = {
-        f"{number}.{name}": part.contiguous()
-        for number, layer in enumerate(measured.layers)
-        for name, part in layer.tensors().items()
-    }
-    trials = json.dumps([asdict(trial) for trial in measured.trials])
-    with atomic_file(file) as partial:
-        save_file(tensors, partial, {_TRIALS: trials})
-
-
-def load_sensitivity(file: Path) -> ModelSensitivity | None:
-    """Return the file's content; None if it does not exist or is damaged."""
-    try:
-        with safe_open(file, framework="pt", device="cpu") as opened:
-            names = list(opened.keys())
-            metadata = opened.metadata() or {}
-            parts = {name: opened.get_tensor(name).clone() for name in names}
-    except (FileNotFoundError, SafetensorError):
-        return None
-    layers: dict[int, dict[str, Tensor]] = {}
-    for name, part in parts.items():
-        number, _, field = name.partition(".")
-        layers.setdefault(int(number), {})[field] = part
-    return ModelSensitivity(
-        layers=tuple(LayerSensitivity(**layers[number]) for number in sorted(layers)),
-        trials=tuple(TrialCut(**trial) for trial in json.loads(metadata[_TRIALS])),
-    )

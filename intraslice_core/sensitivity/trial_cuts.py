@@ -58,7 +58,7 @@ class TrialCut:
 class TrialCuts:
     """Hidden states of models that are dense except for one cut module, advanced layer by layer.
 
-    All models pass a layer together.
+    All models pass a layer together. Each rank has the trials of the layers that it owns.
     """
 
     def __init__(
@@ -98,6 +98,11 @@ class TrialCuts:
 
     def measured(self) -> tuple[TrialCut, ...]:
         """Return all trials with their measured losses, after the last layer was passed."""
+        trials = [trial for own in self._layers.ranks.gathered(self._measured) for trial in own]
+        return tuple(sorted(trials, key=lambda trial: trial.layer))
+
+    def _measured(self) -> tuple[TrialCut, ...]:
+        """Return the trials of this rank with their measured losses."""
         if not self._trials:
             return ()
         tokens = self._states[0][..., 0].numel()

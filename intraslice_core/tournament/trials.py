@@ -100,7 +100,7 @@ class Tournament:
         return content_key(
             model=self.dense.fingerprint if self.run.resume_state is not None else "",
             place=rounding_class(device),
-            config=self.config.model_dump(mode="json", exclude={"exports", "recover"}),
+            config=self.config.model_dump(mode="json", exclude={"devices", "exports", "recover"}),
             calibration=calibration_facts(self.config.calibration),
             sizes=repr(self.plan.sizes),
         )

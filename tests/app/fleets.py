@@ -81,9 +81,11 @@ def enqueue(
     gib: int | None = None,
     host_gib: int | None = None,
     priority: int = 5,
+    devices: int = 1,
 ) -> JobRecord:
-    """Queue a job that needs so much memory on a GPU or its host; None if it is not known."""
-    compression = CompressionConfig.model_validate({"device": device, "dtype": dtype})
+    """Queue a job that needs so much memory on each GPU or its host; None if it is not known."""
+    settings = {"device": device, "dtype": dtype, "devices": devices}
+    compression = CompressionConfig.model_validate(settings)
     request = make_request(compression=compression, priority=priority)
     memory = RequiredMemory(gpu_bytes=gib and gib * GIB, host_bytes=host_gib and host_gib * GIB)
     with resources.database.transaction() as transaction:

@@ -40,9 +40,9 @@ from tests.app.api.test_tenants import CHANGES, Operation, call
 from tests.app.builders import BODY, bearer, key_of, make_request, weights_on_disk
 from tests.app.tenants import Tenant
 from tests.conftest import OPERATOR_KEY
+from tests.workers.running import run_next_job
 from workers.child_process import ChildProcess
 from workers.messages import ChildRequest
-from workers.runner import run_next_job
 
 pytestmark = [pytest.mark.postgres, pytest.mark.broker]
 REPOSITORY = Path(__file__).parents[2]

@@ -66,7 +66,10 @@ def test_only_the_removal_service_deletes_objects() -> None:
 
 
 TRANSLATED_IN = "intraslice_core/device_memory.py"
-NO_TENSORS = {"intraslice_core/device.py": "parses the name of a device"}
+NO_TENSORS = {
+    "intraslice_core/device.py": "parses the name of a device",
+    "intraslice_core/rank_watch.py": "reads and writes the store of a launcher",
+}
 
 
 def catches(handler: ast.ExceptHandler, name: str) -> bool:

@@ -75,6 +75,26 @@ def test_settings_out_of_range_are_rejected_by_field(settings: dict[str, Any]) -
         CompressionConfig(**settings)
 
 
+@pytest.mark.parametrize("devices", [0, 65, 1.5])
+def test_numbers_of_devices_out_of_range_are_rejected(devices: float) -> None:
+    with pytest.raises(ValidationError, match="devices"):
+        CompressionConfig.model_validate({"devices": devices})
+
+
+def test_several_devices_of_one_gpu_are_rejected() -> None:
+    assert CompressionConfig(device="cuda", devices=4).devices == 4
+    assert CompressionConfig(device="cuda:1", devices=1).devices == 1
+    with pytest.raises(ValidationError, match="cuda:1 is a single device, not 2: write cuda"):
+        CompressionConfig(device="cuda:1", devices=2)
+
+
+def test_every_device_needs_a_calibration_sequence() -> None:
+    calibration = {"samples": 8}
+    CompressionConfig.model_validate({"devices": 8, "calibration": calibration})
+    with pytest.raises(ValidationError, match="9 devices cannot divide 8 calibration sequences"):
+        CompressionConfig.model_validate({"devices": 9, "calibration": calibration})
+
+
 def test_the_old_method_name_is_rejected_with_the_new_name() -> None:
     with pytest.raises(ValidationError, match="method 'paper' is now called 'intraslice'") as error:
         CompressionConfig.model_validate({"method": "paper"})

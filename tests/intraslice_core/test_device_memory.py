@@ -16,6 +16,7 @@ from intraslice_core.device_memory import (
 )
 from intraslice_core.errors import OutOfDeviceMemoryError
 from intraslice_core.evaluation.speeds import _error
+from intraslice_core.ranks import Ranks
 
 MESSAGE = (
     "CUDA out of memory. Tried to allocate 20.00 MiB. GPU 0 has a total capacity of 79.11 GiB of "
@@ -111,6 +112,25 @@ def test_a_batch_of_one_that_does_not_fit_names_another_setting() -> None:
         batch.repeat(attempt)
     assert attempts == [3, 1]
     assert caught.value.field == "compression.calibration.sequence_length"
+
+
+class Disagreeing(Ranks):
+    """Ranks that cannot abandon an attempt, since others have begun its next operation."""
+
+    def abandon(self) -> bool:
+        return False
+
+
+def test_a_batch_is_not_repeated_where_the_other_ranks_cannot_abandon_it() -> None:
+    batch, attempts = BatchSize(requested=4, ranks=Disagreeing()), []
+
+    def attempt(size: int) -> None:
+        attempts.append(size)
+        raise torch.OutOfMemoryError(MESSAGE)
+
+    with pytest.raises(OutOfDeviceMemoryError):
+        batch.repeat(attempt)
+    assert attempts == [4]
 
 
 def test_tensors_of_a_failed_attempt_are_freed_before_the_next() -> None:

@@ -165,7 +165,7 @@ def test_link_to_an_empty_directory_is_an_output(dense: Path) -> None:
 def test_rounding_that_misses_the_budget_is_rejected_before_the_calibration(
     dense: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("intraslice_core.pipeline.read_calibration_text", None)
+    monkeypatch.setattr("intraslice_core.pipeline.shared_calibration_text", None)
     coarse = CONFIG.model_copy(update={"round_to": 16, "target": "stock"})
     error = rejection(dense, errors.ConfigurationError, coarse)
     assert error.field == "compression.round_to"

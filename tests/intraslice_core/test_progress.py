@@ -166,6 +166,20 @@ def test_calibration_takes_longer_where_the_model_writes_it() -> None:
     assert 1.1 * calibrate(32, 0.5) < calibrate(128, 0.5) < 4 * calibrate(32, 0.5)
 
 
+def test_several_devices_shorten_what_they_divide_and_nothing_else() -> None:
+    evaluation = EvaluationConfig()
+    alone, two, eight = (
+        stage_seconds(SMOLLM2, CompressionConfig(devices=devices), evaluation, 2)
+        for devices in (1, 2, 8)
+    )
+    divided = {Stage.CALIBRATE, Stage.ALLOCATE, Stage.COMPRESS}
+    for stage in divided:
+        assert eight[stage] < two[stage] < alone[stage] < 2 * two[stage], stage
+    assert {stage: alone[stage] for stage in alone if alone[stage] == eight[stage]}.keys() == (
+        alone.keys() - divided
+    )
+
+
 def test_only_what_a_run_does_has_a_share() -> None:
     config = CompressionConfig()
     whole = expected_durations(SMOLLM2, config, None, 2, uploads=True).stages

@@ -129,6 +129,17 @@ def test_runs_that_share_a_host_count_on_equal_parts_of_its_memory(
         assert placement.in_place == in_place
 
 
+def test_processes_share_the_memory_of_their_host(monkeypatch: pytest.MonkeyPatch) -> None:
+    enough = int((PROCESS_BYTES + NEEDED) / DEVICE_SHARE) + 1
+    cases = ((1, enough, False), (2, enough, True), (2, 2 * enough, False))
+    for processes, limit, in_place in cases:
+        monkeypatch.setattr(residency, "host_memory_bytes", lambda limit=limit: limit)
+        placement = place_hidden_states(
+            GEOMETRY, CONFIG, torch.device("cpu"), (2, 2), None, processes
+        )
+        assert placement.in_place == in_place, (processes, limit)
+
+
 def test_models_of_a_cpu_stay_on_it() -> None:
     assert place_models("cpu", 10**15, "the evaluation").device == "cpu"
 

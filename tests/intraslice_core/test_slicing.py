@@ -6,7 +6,7 @@ import torch
 
 from intraslice_core import decoder_layer, slicing
 from intraslice_core.decoder_layer import LayerSettings, LayerWeights, Linear, Norm
-from intraslice_core.statistics import HeadEnergies
+from intraslice_core.rotary_statistics import HeadEnergies
 
 HEADS, GROUPS, WIDTH, HIDDEN = 4, 2, 6, 8
 

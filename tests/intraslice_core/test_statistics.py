@@ -6,13 +6,8 @@ import pytest
 import torch
 
 from intraslice_core.errors import NumericalError
-from intraslice_core.statistics import (
-    HeadEnergyAccumulator,
-    MomentAccumulator,
-    RotaryAccumulator,
-    prefix_scale,
-    scaled,
-)
+from intraslice_core.rotary_statistics import HeadEnergyAccumulator, RotaryAccumulator
+from intraslice_core.statistics import MomentAccumulator, prefix_scale, scaled
 
 CPU = torch.device("cpu")
 NO_OUTPUT = torch.empty(0)

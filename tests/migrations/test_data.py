@@ -18,7 +18,7 @@ from app.adapters.database.engine import Database
 from app.adapters.database.migrate import downgrade, head_revision, migrations, upgrade
 from app.adapters.database.tables import metadata, schema_window
 from app.domain.errors import MigrationError
-from app.domain.worker import Slot
+from app.domain.worker import FreeSlots, Slot
 from app.embedded.postgres import EmbeddedPostgres
 from app.settings import Settings
 from tests.app.fleets import CPU, gpu, slots
@@ -33,6 +33,7 @@ SPECIAL: dict[tuple[str, str], Any] = {
     ("jobs", "id"): "job_01J00000000000000000000000",
     ("jobs", "project_id"): "default",
     ("jobs", "max_attempts"): 3,
+    ("jobs", "further_device_numbers"): [2],
     ("events", "type"): "queued",
     ("api_keys", "scope"): "read",
     ("webhook_deliveries", "state"): "delivered",
@@ -150,7 +151,7 @@ def test_a_transaction_that_writes_a_job_it_has_locked_delays_the_migration(used
 
 LATER_COLUMNS = (
     *("store_prefix", "artifacts_checked_at", "artifacts_missing_at"),
-    *("gpu_bytes", "host_bytes", "device_number", "worked_seconds"),
+    *("gpu_bytes", "host_bytes", "device_number", "further_device_numbers", "worked_seconds"),
     "text_columns",
 )
 """Columns of jobs and uploads that revisions from 0013 on add."""
@@ -306,7 +307,7 @@ def claim(settings: Settings, slot: Slot) -> str | None:
     database = Database(settings.database_url)
     try:
         with database.transaction() as transaction:
-            job = leases.claim_next(transaction, "new", 30.0, slot)
+            job = leases.claim_next(transaction, "new", 30.0, FreeSlots.of(slot))
     finally:
         database.close()
     return None if job is None else job.id

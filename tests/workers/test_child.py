@@ -12,13 +12,21 @@ import pytest
 from structlog.testing import capture_logs
 
 from intraslice_core import pipeline
-from intraslice_core.config import CompressionConfig, EvaluationConfig
+from intraslice_core.config import CalibrationConfig, CompressionConfig, EvaluationConfig
 from intraslice_core.errors import NumericalError, OutOfDeviceMemoryError
 from intraslice_core.host_limit import runs_at_once
 from intraslice_core.progress import ProgressEvent, Stage
 from tests.intraslice_core.tiny_models import tiny_llama
 from workers.child import Child
-from workers.messages import ChildRequest, FailedMessage, decode
+from workers.messages import (
+    ChildRequest,
+    FailedMessage,
+    FinishedMessage,
+    LayerSavedMessage,
+    ProgressMessage,
+    ResumeStateSettings,
+    decode,
+)
 
 
 def request(tmp_path: Path, model: str = "/no/such/model") -> ChildRequest:
@@ -143,3 +151,22 @@ def test_a_child_of_another_parent_exits() -> None:
     command = [sys.executable, "-P", "-m", "workers.child", "1"]
     done = subprocess.run(command, input=b"{}", capture_output=True, check=False)
     assert (done.returncode, done.stdout) == (1, b"")
+
+
+def test_a_job_on_several_devices_reports_progress_and_ends_as_on_one(tmp_path: Path) -> None:
+    out = io.BytesIO()
+    calibration = CalibrationConfig(source="pydoc", samples=8, sequence_length=32)
+    compression = CompressionConfig(
+        ratio=0.3, round_to=2, method="flap", device="cpu", devices=2, calibration=calibration
+    )
+    base = request(tmp_path, str(tiny_llama(tmp_path / "dense")))
+    state = ResumeStateSettings(directory=tmp_path / "state", hidden_states_every_seconds=60.0)
+    changes = {"compression": compression, "resume_state": state}
+    Child(out).run(base.model_copy(update=changes))
+    messages = [decode(line) for line in out.getvalue().splitlines()]
+    assert isinstance(messages[-1], FinishedMessage)
+    assert (tmp_path / "checkpoint" / "model.safetensors").exists()
+    stages = {message.event.stage for message in messages if isinstance(message, ProgressMessage)}
+    assert {Stage.CALIBRATE, Stage.COMPRESS, Stage.VERIFY} <= stages
+    saved = [message.name for message in messages if isinstance(message, LayerSavedMessage)]
+    assert "layer-00000.safetensors" in saved

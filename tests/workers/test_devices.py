@@ -165,22 +165,30 @@ ON_HOST = Placement(device="cpu", visible_devices="")
 
 
 @pytest.mark.parametrize(
-    ("slot", "device", "gib", "expected"),
+    ("slots", "device", "gib", "expected"),
     [
-        (GPU_SLOT, "gpu", 10, ON_GPU),
-        (GPU_SLOT, "cuda:1", None, ON_GPU),
-        (GPU_SLOT, "auto", 10, ON_GPU),
-        (GPU_SLOT, "auto", None, ON_GPU),
-        (GPU_SLOT, "auto", 40, ON_HOST),
-        (GPU_SLOT, "cpu", 10, ON_HOST),
-        (CPU_SLOT, "auto", 40, Placement(device="auto", visible_devices=None)),
-        (CPU_SLOT, "cpu", 40, Placement(device="cpu", visible_devices=None)),
-        (None, "auto", 40, Placement(device="auto", visible_devices=None)),
+        ((GPU_SLOT,), "gpu", 10, ON_GPU),
+        ((GPU_SLOT,), "cuda:1", None, ON_GPU),
+        ((GPU_SLOT,), "auto", 10, ON_GPU),
+        ((GPU_SLOT,), "auto", None, ON_GPU),
+        ((GPU_SLOT,), "auto", 40, ON_HOST),
+        ((GPU_SLOT,), "cpu", 10, ON_HOST),
+        ((CPU_SLOT,), "auto", 40, Placement(device="auto", visible_devices=None)),
+        ((CPU_SLOT,), "cpu", 40, Placement(device="cpu", visible_devices=None)),
+        ((), "auto", 40, Placement(device="auto", visible_devices=None)),
     ],
 )
 def test_an_attempt_runs_on_the_device_of_its_slot(
-    slot: Slot | None, device: str, gib: int | None, expected: Placement
+    slots: tuple[Slot, ...], device: str, gib: int | None, expected: Placement
 ) -> None:
     compression = CompressionConfig(device=device)
     job = JobRecord.model_construct(compression=compression, gpu_bytes=gib and gib * GIB)
-    assert place(job, slot) == expected
+    assert place(job, slots) == expected
+
+
+@pytest.mark.parametrize("device", ["auto", "gpu"])
+def test_an_attempt_on_several_devices_sees_the_gpus_of_its_slots(device: str) -> None:
+    compression = CompressionConfig(device=device, devices=2)
+    job = JobRecord.model_construct(compression=compression, gpu_bytes=40 * GIB)
+    other = Slot(number=1, device=gpu(24), visible_devices="7")
+    assert place(job, (GPU_SLOT, other)) == Placement(device="cuda", visible_devices="3,7")

@@ -23,12 +23,9 @@ from app.services.resources import Resources
 from tests.app.builders import in_state, queued
 from tests.app.fleets import CPU, gpu, register, slots
 from tests.app.generating import PROMPT, answer, claimed, prompted, read, silence_workers
+from tests.workers.running import run_next_generation
 from workers import generation_runner
-from workers.generation_runner import (
-    attempt_directory,
-    remove_stale_generations,
-    run_next_generation,
-)
+from workers.generation_runner import attempt_directory, remove_stale_generations
 from workers.messages import AnswerMessage, ChildMessage, FailedMessage, GenerationInput
 
 pytestmark = [pytest.mark.postgres, pytest.mark.broker]

@@ -1,18 +1,23 @@
-"""A worker runs as many jobs at once as it may, with hints and without."""
+"""A worker runs as many jobs at once as it may, with hints and without, on one device or more."""
 
 from __future__ import annotations
 
 import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import pytest
 
 from app.domain.job import JobRecord
-from app.domain.worker import Device, Slot
-from app.services import claims
+from app.domain.worker import Device, FreeSlots, Slot
+from app.services import claims, generation_claims
+from app.services.generation_claims import ClaimedGeneration
 from app.services.resources import Resources
 from app.telemetry.outages import BROKER, Outages
 from tests.app.builders import queued, succeeded
 from tests.app.fleets import cpu, enqueue, gpu, register, slots
+from tests.app.generating import prompted
 from workers import job_slots
 from workers.devices import cpu_slots
 from workers.job_slots import JobSlots
@@ -21,37 +26,69 @@ pytestmark = [pytest.mark.postgres, pytest.mark.broker]
 
 
 class Engine:
-    """Runs the next job when it is told to, with the service's own claims and publication."""
+    """Runs jobs and prompts until it is told to end one, with the service's own claims."""
 
     def __init__(self) -> None:
         self.started = threading.Semaphore(0)
         self.may_end = threading.Semaphore(0)
         self.running = self.most = 0
         self.devices: dict[str, Device] = {}
-        """Device of every job that was started."""
+        """Device of every job and prompt that was started."""
+        self.gives_way: dict[str, bool] = {}
+        """Whether a job waited for the slot of a prompt when that ended."""
+        self.numbers: dict[str, list[int]] = {}
+        """Numbers of the devices of every job and prompt."""
+        self.busy: set[int] = set()
+        self.shared: set[int] = set()
+        """Numbers of devices on which something was started while something else ran there."""
         self._lock = threading.Lock()
 
-    def run_next_job(
-        self, resources: Resources, owner: str, _stopping: threading.Event, slot: Slot
-    ) -> JobRecord | None:
-        job = claims.claim_next_job(resources, owner, slot)
-        if job is None:
-            return None
+    def run_job(
+        self,
+        resources: Resources,
+        job: JobRecord,
+        _stopping: threading.Event,
+        slots: tuple[Slot, ...],
+    ) -> JobRecord:
+        with self._occupied(job.id, slots):
+            return succeeded(resources, job)
+
+    def run_generation(
+        self,
+        resources: Resources,
+        claimed: ClaimedGeneration,
+        _stopping: threading.Event,
+        slots: FreeSlots,
+    ) -> None:
+        with self._occupied(claimed.generation.id, slots.slots):
+            claim = claimed.generation.claim
+            self.gives_way[claim.generation_id] = generation_claims.renew(resources, claim, slots)
+            generation_claims.succeed(resources, claim)
+
+    @contextmanager
+    def _occupied(self, work: str, slots: Sequence[Slot]) -> Iterator[None]:
+        """Occupy slots until the work may end, and then until its end is recorded."""
+        numbers = [slot.number for slot in slots]
         with self._lock:
-            self.devices[job.id] = slot.device
+            self.devices[work] = slots[0].device
+            self.numbers[work] = numbers
+            self.shared |= self.busy & set(numbers)
+            self.busy |= set(numbers)
             self.running += 1
             self.most = max(self.most, self.running)
         self.started.release()
         assert self.may_end.acquire(timeout=30)
         with self._lock:
             self.running -= 1
-        return succeeded(resources, job)
+            self.busy -= set(numbers)
+        yield
 
 
 @pytest.fixture
 def engine(monkeypatch: pytest.MonkeyPatch) -> Engine:
     made = Engine()
-    monkeypatch.setattr(job_slots, "run_next_job", made.run_next_job)
+    monkeypatch.setattr(job_slots, "run_job", made.run_job)
+    monkeypatch.setattr(job_slots, "run_generation", made.run_generation)
     return made
 
 
@@ -162,14 +199,82 @@ def test_a_slot_waits_until_the_jobs_of_others_leave_the_memory_of_the_host(
     assert engine.devices.keys() == {job.id for job in jobs}
 
 
+def test_a_job_on_several_gpus_runs_once_enough_are_free_and_before_those_behind_it(
+    resources: Resources, engine: Engine
+) -> None:
+    first = enqueue(resources, device="gpu", gib=10)
+    fleet = JobSlots(resources, "worker-1", threading.Event(), slots(*[gpu(24)] * 2))
+    busy = threading.Thread(target=fleet.run_queued)
+    busy.start()
+    assert engine.started.acquire(timeout=30)
+    pair = enqueue(resources, gib=10, devices=2)
+    behind = enqueue(resources, device="gpu", gib=10)
+    assert fleet.run_queued() == 0, "the free GPU waits for the other one"
+    engine.may_end.release()
+    assert engine.started.acquire(timeout=30)
+    assert engine.numbers == {first.id: [0], pair.id: [0, 1]}
+    assert fleet.run_queued() == 0, "both are busy"
+    for _ in range(2):
+        engine.may_end.release()
+    busy.join(30)
+    assert engine.numbers[behind.id] == [0]
+    assert engine.most == 1
+
+
+def test_a_job_for_more_gpus_than_a_worker_has_holds_up_nothing(
+    resources: Resources, engine: Engine
+) -> None:
+    enqueue(resources, gib=10, devices=3)
+    behind = enqueue(resources, device="gpu", gib=10)
+    fleet = JobSlots(resources, "worker-1", threading.Event(), slots(*[gpu(24)] * 2, gpu(80)))
+    engine.may_end.release()
+    assert fleet.run_queued() == 1
+    assert list(engine.devices) == [behind.id]
+
+
+def test_a_prompt_and_a_job_on_several_gpus_never_have_one_of_them_at_once(
+    resources: Resources, engine: Engine
+) -> None:
+    first = prompted(resources)
+    fleet = JobSlots(resources, "worker-1", threading.Event(), slots(*[gpu(24)] * 2))
+    busy = threading.Thread(target=fleet.run_queued)
+    busy.start()
+    assert engine.started.acquire(timeout=30)
+    pair = enqueue(resources, gib=10, devices=2)
+    second = prompted(resources)
+    assert fleet.run_queued() == 0, "the free GPU waits for that of the prompt"
+    time.sleep(2 * resources.settings.heartbeat_seconds)
+    for _ in range(2):
+        engine.may_end.release()
+        assert engine.started.acquire(timeout=30)
+        assert fleet.run_queued() == 0, "both GPUs are the job's, or nothing is left"
+    engine.may_end.release()
+    busy.join(30)
+    assert engine.numbers == {first.id: [0], pair.id: [0, 1], second.id: [0]}
+    assert engine.gives_way == {first.id: True, second.id: False}
+    assert engine.shared == set()
+
+
+def test_a_prompt_does_not_wait_for_a_job_that_needs_more_gpus_than_there_are(
+    resources: Resources, engine: Engine
+) -> None:
+    enqueue(resources, gib=10, devices=3)
+    prompt = prompted(resources)
+    fleet = JobSlots(resources, "worker-1", threading.Event(), slots(*[gpu(24)] * 2))
+    engine.may_end.release()
+    assert fleet.run_queued() == 1
+    assert engine.numbers == {prompt.id: [0]}
+
+
 def test_a_job_that_crashes_frees_its_slot(
     resources: Resources, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def crash(*_arguments: object, **_options: object) -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr(job_slots, "run_next_job", crash)
+    monkeypatch.setattr(job_slots, "run_job", crash)
     slots = slots_of(resources, 1, threading.Event())
     for _ in range(2):
+        queued(resources)
         with pytest.raises(ZeroDivisionError):
             slots.run_queued()

@@ -33,11 +33,12 @@ from intraslice_core.config import CompressionConfig
 from intraslice_core.progress import ProgressEvent, Stage
 from tests.app.builders import claim_job, in_state, queued, running, succeeded, weights_on_disk
 from tests.app.fleets import cpu, enqueue, gpu, register, slots
+from tests.workers.running import run_next_job
 from workers import progress_journal, runner
 from workers.child_process import ChildProcess, kill_all_children
 from workers.messages import ChildRequest
 from workers.periodic_tasks import DEPLOYMENT_TASKS, MaintenanceThread
-from workers.runner import StartChild, remove_stale_work, run_next_job
+from workers.runner import StartChild, remove_stale_work
 
 pytestmark = [pytest.mark.postgres, pytest.mark.broker]
 REPOSITORY = Path(__file__).parents[2]
@@ -352,9 +353,9 @@ def test_the_child_receives_the_model_limits(resources: Resources) -> None:
 
 
 def recorded(
-    resources: Resources, slot: Slot, behaviour: str = "finish"
+    resources: Resources, *slots: Slot, behaviour: str = "finish"
 ) -> tuple[Job, ChildRequest, str]:
-    """Run the next job in a slot; return it, its process's request, and the GPUs that that saw."""
+    """Run the next job in free slots; return it, its process's request, and the GPUs it saw."""
     requests: list[ChildRequest] = []
 
     def recording_child(request: ChildRequest, log: Path) -> ChildProcess:
@@ -362,7 +363,7 @@ def recorded(
         return child(behaviour)(request, log)
 
     stopping = threading.Event()
-    job = run_next_job(resources, "worker-1", stopping, recording_child, slot)
+    job = run_next_job(resources, "worker-1", stopping, recording_child, *slots)
     assert job is not None
     seen = (resources.settings.data_dir / "visible-devices").read_text()
     return job, requests[0], seen
@@ -382,7 +383,7 @@ def test_a_jobs_process_sees_the_gpu_of_its_slot_alone(
 ) -> None:
     enqueue(resources, device=device, gib=gib)
     slot = Slot(number=0, device=gpu(24), visible_devices="3")
-    job, request, seen = recorded(resources, slot, "tell_devices")
+    job, request, seen = recorded(resources, slot, behaviour="tell_devices")
     assert job.state is State.SUCCEEDED
     assert (request.compression.device, request.visible_devices) == (expected, visible)
     assert seen == visible
@@ -403,8 +404,22 @@ def test_a_job_admitted_before_indices_were_rejected_runs_on_the_only_gpu_that_i
 ) -> None:
     enqueue(resources, device="cuda:1")
     slot = Slot(number=0, device=gpu(24), visible_devices="5")
-    _, request, seen = recorded(resources, slot, "tell_devices")
+    _, request, seen = recorded(resources, slot, behaviour="tell_devices")
     assert (request.compression.device, seen) == ("cuda", "5")
+
+
+def test_the_process_of_a_job_on_several_gpus_sees_those_of_its_slots(
+    resources: Resources,
+) -> None:
+    enqueue(resources, device="gpu", gib=10, devices=2)
+    free = [
+        Slot(number=number, device=gpu(24), visible_devices=name)
+        for number, name in enumerate(("3", "5", "6"))
+    ]
+    job, request, seen = recorded(resources, *free, behaviour="tell_devices")
+    assert job.state is State.SUCCEEDED
+    assert (request.compression.device, request.compression.devices) == ("cuda", 2)
+    assert seen == "3,5"
 
 
 @pytest.mark.parametrize(("other", "needed"), [(gpu(80), 24 * GIB + 1), (gpu(16), 10 * GIB)])

@@ -326,7 +326,7 @@ listed = [gpu(24).model_dump(mode="json"), gpu(80).model_dump(mode="json")]
 devices.DRIVERS = (pathlib.Path("/"),)
 devices.PROBE = (sys.executable, "-c", "print(" + repr(json.dumps(listed)) + ")")
 start = child("finish_on_signal_file")
-job_slots.run_next_job = functools.partial(job_slots.run_next_job, start_child=start)
+job_slots.run_job = functools.partial(job_slots.run_job, start_child=start)
 main.run_worker(Settings())
 """
 

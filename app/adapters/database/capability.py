@@ -5,15 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import get_args
 
-from sqlalchemy import ColumnElement, and_, case, func, or_
+from sqlalchemy import ColumnElement, Integer, and_, case, cast, func, or_
 
 from app.adapters.database.tables import jobs
 from app.domain.worker import ANY_DTYPE, Device, DeviceChoice, Registration
 from intraslice_core.config import ComputeDtype
 
 _NAME = func.coalesce(jobs.c.compression["device"].astext, DeviceChoice.AUTO.value)
+DEVICES = func.coalesce(cast(jobs.c.compression["devices"].astext, Integer), 1)
+"""Number of equal devices of one worker that a job asks for; more than one are GPUs."""
 # Jobs of earlier releases name devices as torch does: see `requested_device`.
-_ASKS_FOR_GPU = func.split_part(_NAME, ":", 1).in_((DeviceChoice.GPU.value, "cuda"))
+_ASKS_FOR_GPU = or_(
+    func.split_part(_NAME, ":", 1).in_((DeviceChoice.GPU.value, "cuda")), DEVICES > 1
+)
 _ASKS_FOR_CPU = _NAME.in_((DeviceChoice.CPU.value,))
 _DTYPE = func.coalesce(jobs.c.compression["dtype"].astext, ANY_DTYPE)
 _GPU_BYTES = func.coalesce(jobs.c.gpu_bytes, 0)
@@ -24,7 +28,7 @@ _NONE = -1
 def can_run(
     device: Device, registered: Iterable[Registration], host_bytes: int
 ) -> ColumnElement[bool]:
-    """Return the condition that a device may claim a job.
+    """Return the condition that a device may claim a job, with others like it where it needs some.
 
     A CPU takes what does not ask for a GPU and fits the memory of its host. A GPU takes what fits
     it. Only where no worker without GPUs has the memory, it also takes what asks for a CPU, and

@@ -38,6 +38,7 @@ _HIDDEN = {
     "settled_at",
     "queued_at",
     "device_number",
+    "further_device_numbers",
     "artifacts_checked_at",
     "artifacts_missing_at",
 }

@@ -24,6 +24,7 @@ from sqlalchemy import (
     update,
 )
 
+from app.adapters.database.capability import DEVICES
 from app.adapters.database.engine import Transaction
 from app.adapters.database.job_rows import (
     COLUMNS,
@@ -36,13 +37,7 @@ from app.adapters.database.tables import jobs
 from app.adapters.database.tables.base import JSON
 from app.domain.job import JobFilter, JobRecord, JobRequest
 from app.domain.lifecycle import TERMINAL, State
-from app.domain.worker import (
-    ANY_DTYPE,
-    DeviceChoice,
-    RequiredMemory,
-    Requirement,
-    requested_device,
-)
+from app.domain.worker import ANY_DTYPE, DeviceChoice, RequiredMemory, Requirement
 from app.telemetry.traces import current_traceparent
 
 # The most frequent queries are built once: building a statement takes longer than running it.
@@ -202,16 +197,17 @@ def queued_requirements(transaction: Transaction) -> list[tuple[Requirement, int
     """Return what the queued jobs require of a device, each with the number of jobs."""
     device = jobs.c.compression["device"].astext
     dtype = jobs.c.compression["dtype"].astext
-    kinds = (device, dtype, jobs.c.gpu_bytes, jobs.c.host_bytes)
+    kinds = (device, dtype, DEVICES, jobs.c.gpu_bytes, jobs.c.host_bytes)
     query = select(*kinds, func.count()).where(jobs.c.state == State.QUEUED).group_by(*kinds)
     return [
         (
-            Requirement(
-                device=requested_device(name or DeviceChoice.AUTO),
-                dtype=dtype_name or ANY_DTYPE,
+            Requirement.named(
+                name or DeviceChoice.AUTO,
+                dtype_name or ANY_DTYPE,
+                devices,
                 memory=RequiredMemory(gpu_bytes=gpu_bytes, host_bytes=host_bytes),
             ),
             number,
         )
-        for name, dtype_name, gpu_bytes, host_bytes, number in transaction.execute(query)
+        for name, dtype_name, devices, gpu_bytes, host_bytes, number in transaction.execute(query)
     ]

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from datetime import timedelta
 
-from sqlalchemy import and_, func, select, update
+from sqlalchemy import ColumnElement, and_, func, select, true, update
 
+from app.adapters.database.capability import DEVICES
 from app.adapters.database.claim_conditions import claim_conditions
 from app.adapters.database.engine import Transaction
 from app.adapters.database.job_rows import COLUMNS, change, fetch, from_now, owned, seconds
@@ -13,26 +14,27 @@ from app.adapters.database.notifications import announcement
 from app.adapters.database.tables import jobs
 from app.domain.job import JobRecord, Lease, Progress
 from app.domain.lifecycle import LEASED, TRANSITIONS, Action, State
-from app.domain.worker import Slot
+from app.domain.worker import FreeSlots
 from intraslice_core.progress import Stage
 
 
 def claim_next(
-    transaction: Transaction, owner: str, lease_seconds: float, slot: Slot | None = None
+    transaction: Transaction, owner: str, lease_seconds: float, free: FreeSlots | None = None
 ) -> JobRecord | None:
     """Take the lease of a queued job and raise its fencing token; None if there is none to run.
 
-    Of the jobs that the slot's device can run, the one of highest priority comes first, among
-    equals the oldest. A job that the device cannot run does not hold up those behind it. One on a
-    CPU that waits for memory of the host does: smaller ones would always come first.
+    Of the jobs that the worker's devices can run, the one of highest priority comes first, among
+    equals the oldest. A job that the devices cannot run does not hold up those behind it. One that
+    needs more devices than are free does, or on a CPU more memory: none is claimed, so that they
+    become free.
 
     Args:
         transaction: the transaction of the claim.
         owner: name of the worker.
         lease_seconds: time until the lease expires.
-        slot: the free slot; None claims any job, as workers do that have registered no devices.
+        free: the free slots; None claims any job, as workers do that have registered no devices.
     """
-    capable, has_room = claim_conditions(transaction, owner, slot)
+    capable, has_room = _conditions(transaction, owner, free)
     following = (
         select(jobs.c.id)
         .where(jobs.c.state == State.QUEUED, capable)
@@ -40,12 +42,13 @@ def claim_next(
         .limit(1)
         .with_for_update(skip_locked=True)
     )
-    return change(
+    claimed = change(
         transaction,
         and_(
             jobs.c.id == following.scalar_subquery(),
             jobs.c.state.in_(TRANSITIONS[Action.CLAIM].sources),
             has_room,
+            true() if free is None else len(free.slots) >= DEVICES,
         ),
         state=TRANSITIONS[Action.CLAIM].target,
         lease_owner=owner,
@@ -58,18 +61,42 @@ def claim_next(
         progress=None,
         error=None,
         next_hint_at=None,
-        device_number=None if slot is None else slot.number,
+        device_number=None if free is None else free.slots[0].number,
+        further_device_numbers=None,
     )
+    if claimed is not None and free is not None and claimed.compression.devices > 1:
+        further = [slot.number for slot in free.slots[1 : claimed.compression.devices]]
+        changed = update(jobs).where(jobs.c.id == claimed.id)
+        transaction.execute(changed.values(further_device_numbers=further))
+    return claimed
 
 
-def has_waiting(transaction: Transaction, owner: str, slot: Slot | None, seconds: float) -> bool:
-    """Return whether a job that the slot could run now has been queued for this many seconds."""
+def _conditions(
+    transaction: Transaction, owner: str, free: FreeSlots | None
+) -> tuple[ColumnElement[bool], ColumnElement[bool]]:
+    """Return the conditions that the worker can run a job, and that its host has room for it now.
+
+    It can run a job once enough of its slots are free.
+    """
+    slot = None if free is None else free.slots[0]
+    on_device, has_room = claim_conditions(transaction, owner, slot)
+    capable = on_device if free is None else and_(on_device, free.total >= DEVICES)
+    return capable, has_room
+
+
+def has_waiting(
+    transaction: Transaction, owner: str, free: FreeSlots | None, seconds: float
+) -> bool:
+    """Return whether a job that the slots could run has been queued for this many seconds.
+
+    One that needs more devices than are free counts, as the slots are to become free for it.
+    """
     query = (
         select(jobs.c.id)
         .where(
             jobs.c.state == State.QUEUED,
             jobs.c.queued_at <= func.now() - timedelta(seconds=seconds),
-            *claim_conditions(transaction, owner, slot),
+            *_conditions(transaction, owner, free),
         )
         .limit(1)
     )

@@ -84,7 +84,7 @@ def live(transaction: Transaction, project_id: str) -> tuple[Worker, ...]:
 
 
 def _running(transaction: Transaction, project_id: str) -> dict[tuple[str, int], list[RunningJob]]:
-    """Return the jobs with a valid lease, by worker and number of the device."""
+    """Return the jobs with a valid lease, by worker and number of each of their devices."""
     query = (
         select(
             jobs.c.id,
@@ -95,14 +95,16 @@ def _running(transaction: Transaction, project_id: str) -> dict[tuple[str, int],
             jobs.c.claimed_at,
             jobs.c.lease_owner,
             func.coalesce(jobs.c.device_number, 0).label("device_number"),
+            jobs.c.further_device_numbers,
         )
         .where(jobs.c.state.in_(LEASED), jobs.c.lease_expires_at > func.now())
         .order_by(jobs.c.claimed_at)
     )
     running: dict[tuple[str, int], list[RunningJob]] = {}
     for row in transaction.execute(query):
-        place = (row.lease_owner, row.device_number)
-        running.setdefault(place, []).append(_running_job(row, own=row.project_id == project_id))
+        job = _running_job(row, own=row.project_id == project_id)
+        for number in (row.device_number, *(row.further_device_numbers or ())):
+            running.setdefault((row.lease_owner, number), []).append(job)
     return running
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,19 @@ def test_a_device_of_one_machine_is_rejected_with_what_to_write(
     assert error["message"].startswith(f"{device!r} is a device of one machine: write gpu, cpu or")
 
 
+@pytest.mark.parametrize("path", ["/v1/jobs", "/v1/jobs:validate"])
+def test_several_devices_are_gpus(client: TestClient, path: str) -> None:
+    for device in ("auto", "gpu"):
+        answer = client.post(path, json=asking_for(device, devices=2))
+        assert answer.is_success, answer.text
+    answer = client.post(path, json=asking_for("cpu", devices=2))
+    assert answer.status_code == 422
+    (error,) = answer.json()["errors"]
+    assert (error["pointer"], error["code"]) == ("/compression/devices", "device_not_allowed")
+    assert error["message"] == "a job on a CPU runs on 1 device, not on 2: use gpu or auto"
+    assert client.post(path, json=asking_for("gpu", devices=0)).status_code == 422
+
+
 def test_a_queued_job_says_why_no_worker_can_run_it(
     client: TestClient, resources: Resources
 ) -> None:
@@ -95,6 +109,11 @@ def test_validation_warns_of_a_job_that_no_worker_can_run(
         assert "no_suitable_worker" not in cautions(client, asking_for(other) | {"model": wide})
     register(resources, "large", gpu(200))
     assert "no_suitable_worker" not in cautions(client, body)
+    pair = asking_for("auto", devices=2) | {"model": wide}
+    message = cautions(client, pair)["no_suitable_worker"]
+    assert re.search(r"with 2 equal GPUs of ≥ \d+ GiB; start one, or lower devices$", message)
+    register(resources, "large", gpu(200), gpu(200))
+    assert "no_suitable_worker" not in cautions(client, pair)
 
 
 def test_validation_estimates_the_memory_on_a_gpu(client: TestClient, wide: dict[str, Any]) -> None:

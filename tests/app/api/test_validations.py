@@ -501,6 +501,27 @@ def test_a_time_limit_bounds_the_estimate(
     assert seconds(max_seconds=60.0) - seconds(max_seconds=30.0) == pytest.approx(30.0)
 
 
+def test_several_devices_shorten_the_time_and_need_the_same_memory_each(
+    client: TestClient, resources: Resources, model: dict[str, str]
+) -> None:
+    finish(resources, CompressionConfig(), slowness=3.0)
+
+    def estimated(devices: int) -> dict[str, Any]:
+        compression = {"device": "gpu", "devices": devices}
+        answer: dict[str, Any] = validate(
+            client, {"model": model, "compression": compression}
+        ).json()
+        return answer
+
+    alone, together = estimated(1), estimated(4)
+    assert together["seconds"] < alone["seconds"]
+    assert together["gpu_bytes"] == alone["gpu_bytes"]
+    assert together["gpu_host_bytes"] > alone["gpu_host_bytes"]
+    # Its time is of no use for jobs on one device.
+    finish(resources, CompressionConfig(device="gpu", devices=4), slowness=100.0)
+    assert estimated(1)["seconds"] == alone["seconds"]
+
+
 def test_a_job_that_was_interrupted_teaches_nothing(
     client: TestClient, resources: Resources, model: dict[str, str]
 ) -> None:

@@ -219,6 +219,7 @@ def test_generate_continues_the_prompt(compressed):
             "target adaptive does not support allocation fisher",
         ),
         (["--device", "gpu"], "torch does not support device 'gpu'"),
+        (["--device", "cuda:1", "--devices", "2"], "--devices: Value error, cuda:1 is a single"),
         (["--max-perplexity-ratio", "0.5"], "--max-perplexity-ratio"),
         (["--sequence-length", "4096", "--samples", "60000"], "tokens, but 15000 sequences"),
     ],

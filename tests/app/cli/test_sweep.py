@@ -70,6 +70,7 @@ def test_a_rejected_ratio_is_code_1_and_the_others_are_kept(model, tmp_path):
         (["--ratios", "0.1,1.5"], "--ratios: ratio 1.5 is out of range"),
         (["--ratios", "0.2", "--samples", "0"], "--samples: Input should be greater than"),
         (["--ratios", "0.2", "--max-perplexity-ratio", "0.5"], "--max-perplexity-ratio"),
+        (["--ratios", "0.2", "--devices", "2"], "devices: a sweep or a comparison of methods runs"),
     ],
 )
 def test_bad_input_is_one_line_and_code_2(model, tmp_path, options, message):

@@ -34,11 +34,16 @@ def test_stored_names_of_devices_are_kinds(name: str, choice: DeviceChoice) -> N
 
 
 def needs(
-    device: str, gib: float | None = None, dtype: str = "auto", host_gib: float | None = None
+    device: str,
+    gib: float | None = None,
+    dtype: str = "auto",
+    *,
+    devices: int = 1,
+    host_gib: float | None = None,
 ) -> Requirement:
     gpu_bytes, host_bytes = (None if size is None else int(size * GIB) for size in (gib, host_gib))
     memory = RequiredMemory(gpu_bytes=gpu_bytes, host_bytes=host_bytes)
-    return Requirement(device=DeviceChoice(device), dtype=dtype, memory=memory)
+    return Requirement.named(device, dtype, devices, memory=memory)
 
 
 OLD = gpu(80, bfloat16=False)
@@ -81,6 +86,40 @@ def test_the_reason_names_what_is_missing(
     reason = waiting_reason(requirement, fleet_of(devices))
     assert reason is not None
     assert reason.message == message
+
+
+PAIR = [gpu(24), gpu(24)]
+
+
+@pytest.mark.parametrize(
+    ("requirement", "workers", "message"),
+    [
+        (needs("auto", devices=2), [[CPU]], "waiting: no worker with a GPU"),
+        (needs("gpu", 40, devices=2), [PAIR], "waiting: no worker with a GPU of ≥ 40 GiB"),
+        (needs("auto", 10, devices=2), [[gpu(24)]], "waiting: no worker with 2 equal GPUs"),
+        (needs("gpu", 10, devices=2), [[gpu(24)]] * 2, "waiting: no worker with 2 equal GPUs"),
+        (needs("gpu", 10, devices=3), [PAIR], "waiting: no worker with 3 equal GPUs"),
+        (needs("gpu", 10, devices=2), [[gpu(24), gpu(80)]], "waiting: no worker with 2 equal GPUs"),
+        (
+            needs("gpu", 40, devices=2),
+            [[*PAIR, gpu(80)]],
+            "waiting: no worker with 2 equal GPUs of ≥ 40 GiB",
+        ),
+        (
+            needs("gpu", 10, "bfloat16", devices=2),
+            [[gpu(24), OLD, OLD]],
+            "waiting: no worker with 2 equal GPUs that compute in bfloat16",
+        ),
+    ],
+)
+def test_a_job_on_several_devices_waits_for_equal_gpus_of_one_worker(
+    requirement: Requirement, workers: list[list[Device]], message: str
+) -> None:
+    fleet = [registration(f"worker-{number}", *own) for number, own in enumerate(workers)]
+    reason = waiting_reason(requirement, fleet)
+    assert reason is not None
+    assert reason.message == message
+    assert waiting_reason(requirement, [*fleet, registration("large", *[gpu(80)] * 3)]) is None
 
 
 @pytest.mark.parametrize(

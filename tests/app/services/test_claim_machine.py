@@ -1,4 +1,4 @@
-"""Random fleets and queues: every claim takes the first job that the device can run.
+"""Random fleets and queues: every claim takes the first job that the worker's devices can run.
 
 The test compares the claims of the real database with a naive search of all queued jobs, and the
 reasons to wait with the devices of the workers that are live.
@@ -24,7 +24,7 @@ from sqlalchemy import text
 from app.domain.job import JobError, JobRecord, Lease
 from app.domain.lifecycle import State
 from app.domain.principal import OPERATOR
-from app.domain.worker import GIB, Device, Slot
+from app.domain.worker import GIB, Device, FreeSlots
 from app.services import claims, fleet, jobs
 from app.services.resources import Resources
 from tests.app.fleets import HOST_BYTES, cpu, enqueue, gpu, miss_heartbeats, register, slots
@@ -48,6 +48,7 @@ class Queued:
     gib: int
     host_gib: int
     priority: int
+    devices: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +76,10 @@ def host_gib(device: Device) -> int:
     return (device.memory_bytes if device.kind == "cpu" else HOST_BYTES) // GIB
 
 
-def can_run(device: Device, job: Queued, live: list[Device], free_gib: int) -> bool:
+def can_run(device: Device, count: int, job: Queued, live: list[Device], free_gib: int) -> bool:
+    """Return whether a worker with a number of equal devices, all of them free, runs a job."""
+    if job.devices > 1:
+        return fits(device, job) and count >= job.devices
     if job.device not in ("auto", "cpu"):
         return fits(device, job)
     if job.device == "auto" and fits(device, job):
@@ -90,7 +94,7 @@ def can_run(device: Device, job: Queued, live: list[Device], free_gib: int) -> b
 
 
 class Fleet(RuleBasedStateMachine):
-    """Up to three workers of one device each, and a queue."""
+    """Up to three workers of some equal devices each, and a queue."""
 
     resources: ClassVar[Resources]
 
@@ -102,13 +106,13 @@ class Fleet(RuleBasedStateMachine):
             "b": gpu(20),
             "c": gpu(40),
         }
+        self.counts = {"a": 1, "b": 1, "c": 2}
         self.live: set[str] = set()
         self.running: list[Running] = []
         for host in hosts:
             job = enqueue(self.resources, device="cpu", host_gib=host, priority=1)
-            self.queue[job.id] = Queued(
-                id=job.id, device="cpu", dtype="auto", gib=0, host_gib=host, priority=1
-            )
+            queued = {"device": "cpu", "dtype": "auto", "gib": 0, "priority": 1, "devices": 1}
+            self.queue[job.id] = Queued(id=job.id, host_gib=host, **queued)
 
     @property
     def live_devices(self) -> list[Device]:
@@ -125,12 +129,16 @@ class Fleet(RuleBasedStateMachine):
         on_host = [job for job in own if job.device == "cpu" or not fits(device, job)]
         return host_gib(device) - sum(job.host_gib for job in on_host)
 
-    @rule(name=WORKERS, device=DEVICES)
-    def worker_starts(self, name: str, device: Device) -> None:
+    @rule(name=WORKERS, device=DEVICES, count=st.integers(1, 3))
+    def worker_starts(self, name: str, device: Device, count: int) -> None:
         if name not in self.live:
             self.devices[name] = device
-        register(self.resources, name, self.devices[name])
+            self.counts[name] = count if device.kind == "gpu" else 1
+        register(self.resources, name, *self.devices_of(name))
         self.live.add(name)
+
+    def devices_of(self, name: str) -> list[Device]:
+        return [self.devices[name]] * self.counts[name]
 
     @rule(name=WORKERS, removed=st.booleans())
     def worker_goes_silent(self, name: str, removed: bool) -> None:
@@ -150,36 +158,38 @@ class Fleet(RuleBasedStateMachine):
         gib=st.sampled_from([None, 20, 21, 60]),
         host=st.sampled_from([None, 20, 32, 33, 200]),
         priority=st.integers(0, 2),
+        devices=st.sampled_from([1, 1, 2, 3]),
     )
     def job_is_submitted(
-        self, device: str, dtype: str, gib: int | None, host: int | None, priority: int
+        self,
+        device: str,
+        dtype: str,
+        gib: int | None,
+        host: int | None,
+        priority: int,
+        devices: int,
     ) -> None:
-        job = enqueue(
-            self.resources, device=device, dtype=dtype, gib=gib, host_gib=host, priority=priority
-        )
-        self.queue[job.id] = Queued(
-            id=job.id,
-            device=device,
-            dtype=dtype,
-            gib=gib or 0,
-            host_gib=host or 0,
-            priority=priority,
-        )
+        if device in ("cpu", "cuda:1"):
+            devices = 1  # the API rejects others
+        settings = {"device": device, "dtype": dtype, "priority": priority, "devices": devices}
+        job = enqueue(self.resources, gib=gib, host_gib=host, **settings)
+        self.queue[job.id] = Queued(id=job.id, gib=gib or 0, host_gib=host or 0, **settings)
 
-    @rule(name=WORKERS, ends=st.sampled_from([False, False, True]))
-    def worker_claims(self, name: str, ends: bool) -> None:
-        device, free = self.devices[name], self.free_gib(name)
-        (slot,) = slots(device)
+    @rule(name=WORKERS, count=st.integers(1, 3), ends=st.sampled_from([False, False, True]))
+    def worker_claims(self, name: str, count: int, ends: bool) -> None:
+        device, room = self.devices[name], self.free_gib(name)
+        every = slots(*self.devices_of(name))
+        free = FreeSlots(slots=every[:count], total=len(every))
         # On a CPU a job that has no room yet holds up those behind it.
-        memory = host_gib(device) if device.kind == "cpu" else free
-        possible = [job for job in self.queue.values() if self.runs(device, job, memory)]
+        memory = host_gib(device) if device.kind == "cpu" else room
+        possible = [job for job in self.queue.values() if self.runs(name, job, memory)]
         first = min(possible, key=urgency, default=None)
-        if first is not None and device.kind == "cpu" and first.host_gib > free:
+        if first is not None and device.kind == "cpu" and first.host_gib > room:
             possible = []
-        self.claim_first_of(possible, name, slot, ends=ends)
+        self.claim_first_of(possible, name, free, ends=ends)
 
-    def runs(self, device: Device, job: Queued, free: int) -> bool:
-        return can_run(device, job, self.live_devices, free)
+    def runs(self, name: str, job: Queued, host: int) -> bool:
+        return can_run(self.devices[name], self.counts[name], job, self.live_devices, host)
 
     @rule(name=WORKERS)
     def job_ends(self, name: str) -> None:
@@ -193,10 +203,12 @@ class Fleet(RuleBasedStateMachine):
         self.claim_first_of(list(self.queue.values()), "earlier", None, ends=True)
 
     def claim_first_of(
-        self, possible: list[Queued], owner: str, slot: Slot | None, *, ends: bool
+        self, possible: list[Queued], owner: str, free: FreeSlots | None, *, ends: bool
     ) -> None:
         expected = min(possible, key=urgency, default=None)
-        claimed = claims.claim_next_job(self.resources, owner, slot)
+        if expected is not None and free is not None and expected.devices > len(free.slots):
+            expected = None  # it waits for more free devices, and nothing comes before it
+        claimed = claims.claim_next_job(self.resources, owner, free)
         assert (claimed and claimed.id) == (expected and expected.id)
         if claimed is None:
             return
@@ -210,7 +222,7 @@ class Fleet(RuleBasedStateMachine):
     def a_job_waits_exactly_if_no_live_worker_can_run_it(self) -> None:
         for job in self.queue.values():
             stored: JobRecord = jobs.get_job(self.resources, OPERATOR, job.id)
-            possible = any(self.runs(device, job, host_gib(device)) for device in self.live_devices)
+            possible = any(self.runs(name, job, host_gib(self.devices[name])) for name in self.live)
             assert (stored.waiting is None) == possible, (job, stored.waiting)
 
     def teardown(self) -> None:

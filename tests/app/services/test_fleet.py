@@ -12,7 +12,7 @@ from sqlalchemy import text
 from app.domain.job import JobError
 from app.domain.lifecycle import State
 from app.domain.principal import OPERATOR, Scope
-from app.domain.worker import GIB, Slot, WaitingCode
+from app.domain.worker import GIB, FreeSlots, Slot, WaitingCode
 from app.services import claims, fleet, jobs
 from app.services.monitoring import measure_backlog, service_status
 from app.services.resources import Resources
@@ -24,11 +24,11 @@ from tests.app.fleets import CPU, HOST_BYTES, cpu, enqueue, gpu, miss_heartbeats
 pytestmark = [pytest.mark.postgres, pytest.mark.broker]
 
 
-def slot_of(gib: int, **options: bool) -> Slot:
-    return slots(gpu(gib, **options))[0]
+def free_slot(gib: int, **options: bool) -> FreeSlots:
+    return FreeSlots.of(*slots(gpu(gib, **options)))
 
 
-CPU_SLOT = slots(CPU)[0]
+CPU_SLOT = FreeSlots.of(*slots(CPU))
 
 
 def reason(resources: Resources, job_id: str) -> str | None:
@@ -83,10 +83,10 @@ def test_a_job_that_no_worker_can_run_does_not_hold_up_those_behind_it(
 ) -> None:
     enqueue(resources, device="gpu", gib=60, priority=9)
     behind = enqueue(resources, device="gpu", gib=10, priority=0)
-    claimed = claims.claim_next_job(resources, "worker", slot_of(24))
+    claimed = claims.claim_next_job(resources, "worker", free_slot(24))
     assert claimed is not None
     assert claimed.id == behind.id
-    assert claims.claim_next_job(resources, "worker", slot_of(24)) is None
+    assert claims.claim_next_job(resources, "worker", free_slot(24)) is None
 
 
 def test_a_gpu_claims_neither_what_exceeds_its_memory_nor_a_dtype_that_it_lacks(
@@ -94,10 +94,10 @@ def test_a_gpu_claims_neither_what_exceeds_its_memory_nor_a_dtype_that_it_lacks(
 ) -> None:
     large = enqueue(resources, device="gpu", gib=40)
     bfloat16 = enqueue(resources, device="gpu", dtype="bfloat16")
-    old = slot_of(24, bfloat16=False)
+    old = free_slot(24, bfloat16=False)
     assert claims.claim_next_job(resources, "worker", old) is None
     assert claims.claim_next_job(resources, "worker", CPU_SLOT) is None
-    taken = [claims.claim_next_job(resources, "worker", slot_of(40)) for _ in range(2)]
+    taken = [claims.claim_next_job(resources, "worker", free_slot(40)) for _ in range(2)]
     assert [job and job.id for job in taken] == [large.id, bfloat16.id]
 
 
@@ -107,9 +107,9 @@ def test_a_job_on_auto_leaves_a_gpu_that_is_too_small_to_a_better_device(
     job = enqueue(resources, gib=40)
     register(resources, "small", gpu(24))
     register(resources, "large", gpu(80))
-    assert claims.claim_next_job(resources, "small", slot_of(24)) is None
+    assert claims.claim_next_job(resources, "small", free_slot(24)) is None
     fleet.unregister(resources, "large")
-    claimed = claims.claim_next_job(resources, "small", slot_of(24))
+    claimed = claims.claim_next_job(resources, "small", free_slot(24))
     assert claimed is not None
     assert claimed.id == job.id, "no better device is left"
 
@@ -120,9 +120,9 @@ def test_a_gpu_is_not_taken_by_a_job_on_cpu_while_there_is_a_worker_without_gpus
     job = enqueue(resources, device="cpu")
     register(resources, "cpu", CPU)
     register(resources, "gpu", gpu(24))
-    assert claims.claim_next_job(resources, "gpu", slot_of(24)) is None
+    assert claims.claim_next_job(resources, "gpu", free_slot(24)) is None
     fleet.unregister(resources, "cpu")
-    claimed = claims.claim_next_job(resources, "gpu", slot_of(24))
+    claimed = claims.claim_next_job(resources, "gpu", free_slot(24))
     assert claimed is not None
     assert claimed.id == job.id
 
@@ -158,7 +158,7 @@ def test_jobs_that_share_a_host_share_its_memory(resources: Resources) -> None:
 
 def taken(resources: Resources, owner: str, slot: Slot) -> str | None:
     """Return the job that a worker claims for a slot."""
-    claimed = claims.claim_next_job(resources, owner, slot)
+    claimed = claims.claim_next_job(resources, owner, FreeSlots.of(slot))
     return claimed and claimed.id
 
 
@@ -233,18 +233,18 @@ def test_jobs_admitted_before_the_migration_run_on_any_gpu(
     with resources.database.transaction() as transaction:
         transaction.execute(text("UPDATE jobs SET compression = compression - 'dtype'"))
     assert claims.claim_next_job(resources, "cpu", CPU_SLOT) is None
-    claimed = claims.claim_next_job(resources, "gpu", slot_of(8))
+    claimed = claims.claim_next_job(resources, "gpu", free_slot(8))
     assert claimed is not None
     assert claimed.id == job.id
 
 
 def test_a_job_moves_to_a_larger_gpu_after_one_was_too_small(resources: Resources) -> None:
     enqueue(resources, device="gpu", gib=10)
-    first = claims.claim_next_job(resources, "small", slot_of(24))
+    first = claims.claim_next_job(resources, "small", free_slot(24))
     assert first is not None
     claims.requeue_job(resources, first.lease, None, gpu_bytes=24 * GIB + 1)
-    assert claims.claim_next_job(resources, "small", slot_of(24)) is None
-    again = claims.claim_next_job(resources, "large", slot_of(80))
+    assert claims.claim_next_job(resources, "small", free_slot(24)) is None
+    again = claims.claim_next_job(resources, "large", free_slot(80))
     assert again is not None
     assert again.gpu_bytes == 24 * GIB + 1
 
@@ -327,19 +327,22 @@ def test_waiting_jobs_are_counted_by_reason(resources: Resources) -> None:
     enqueue(resources, device="gpu", gib=40)
     enqueue(resources, device="cuda:1", gib=60)
     enqueue(resources, device="gpu", gib=10)
+    enqueue(resources, gib=10, devices=2)
     enqueue(resources)
     enqueue(resources, device="cpu", host_gib=200)
     assert measure_backlog(resources).waiting == {
-        WaitingCode.NO_WORKER: 5,
+        WaitingCode.NO_WORKER: 6,
         WaitingCode.NO_GPU: 0,
         WaitingCode.GPU_DTYPE: 0,
         WaitingCode.GPU_MEMORY: 0,
+        WaitingCode.GPU_COUNT: 0,
         WaitingCode.HOST_MEMORY: 0,
     }
     register(resources, "small", CPU, gpu(24))
     backlog = measure_backlog(resources)
     assert {code: number for code, number in backlog.waiting.items() if number} == {
         WaitingCode.GPU_MEMORY: 2,
+        WaitingCode.GPU_COUNT: 1,
         WaitingCode.HOST_MEMORY: 1,
     }
     assert backlog.devices == {"cpu": 1, "gpu": 1}
@@ -351,8 +354,8 @@ def test_the_service_shows_workers_devices_and_their_jobs(
     job = enqueue(resources, device="gpu", gib=10)
     register(resources, "worker", gpu(24), gpu(80))
     first, second = slots(gpu(24), gpu(80))
-    assert claims.claim_next_job(resources, "worker", second) is not None
-    assert claims.claim_next_job(resources, "worker", first) is None
+    assert claims.claim_next_job(resources, "worker", FreeSlots.of(second)) is not None
+    assert claims.claim_next_job(resources, "worker", FreeSlots.of(first)) is None
     status = client.get("/v1/service").json()
     (worker,) = status["fleet"]
     assert (worker["id"], worker["host_memory_bytes"]) == ("worker", HOST_BYTES)
@@ -364,6 +367,30 @@ def test_the_service_shows_workers_devices_and_their_jobs(
     assert (status["workers"], status["busy_workers"]) == (1, 1)
     fleet.unregister(resources, "worker")
     assert client.get("/v1/service").json()["fleet"] == []
+
+
+def test_a_job_on_several_gpus_is_claimed_once_enough_are_free_and_shown_on_each(
+    client: TestClient, resources: Resources
+) -> None:
+    job = enqueue(resources, gib=10, devices=2)
+    behind = enqueue(resources, device="gpu", gib=10)
+    register(resources, "worker", CPU, gpu(24), gpu(24), gpu(80))
+    cpu, first, second, large = slots(CPU, gpu(24), gpu(24), gpu(80))
+    assert claims.claim_next_job(resources, "worker", FreeSlots.of(cpu)) is None
+    assert claims.claim_next_job(resources, "worker", FreeSlots(slots=(second,), total=2)) is None
+    other = claims.claim_next_job(resources, "worker", FreeSlots.of(large))
+    assert other is not None
+    assert other.id == behind.id, "a kind of device that has too few does not wait"
+    claimed = claims.claim_next_job(resources, "worker", FreeSlots.of(first, second))
+    assert claimed is not None
+    assert claimed.id == job.id
+    (worker,) = client.get("/v1/service").json()["fleet"]
+    running = [[run["job_id"] for run in device["jobs"]] for device in worker["devices"]]
+    assert running == [[], [job.id], [job.id], [behind.id]]
+    claims.requeue_job(resources, claimed.lease, None)
+    again = claims.claim_next_job(resources, "worker-2", FreeSlots.of(*slots(*[gpu(40)] * 3)))
+    assert again is not None
+    assert again.id == job.id
 
 
 def test_jobs_of_other_projects_are_shown_without_details(

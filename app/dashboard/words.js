@@ -25,8 +25,16 @@ export const STAGES = {
 /** @param {string | null | undefined} stage */
 export const stageName = (stage) => STAGES[stage || ""] || capital(stage || "");
 
-/** Current step as a sentence part: the engine's message with a capital, in the dashboard's words. @param {string} message */
-export const stepText = (message) => capital(message.replace(/^measuring the sensitivity of layers/, "measuring layer sensitivity"));
+/**
+ * What a running job does, beside the name of its stage: the engine's message in the dashboard's words, with the layer that it is
+ * in. The layer that is compressed is named by the head of the view.
+ * @param {any} progress @param {string} stage
+ */
+export function stepText({ message, layer, layers }, stage) {
+  if (stage === "compress") return capital(message.replace(/^layer \d+\/\d+(?:: | is done$|$)/, ""));
+  const [step, ...substeps] = message.replace(/^measuring the sensitivity of layers/, "measuring layer sensitivity").split(": ");
+  return capital([layers ? `${step} (${layer + 1}/${layers})` : step, ...substeps].join(": "));
+}
 
 /** @type {Record<string, string>} */
 export const SOURCES = { package: "Preset", hub: "Hugging Face Hub", upload: "Uploaded", path: "Server path" };

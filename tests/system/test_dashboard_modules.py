@@ -187,6 +187,24 @@ def test_the_log_has_events_and_lines_in_one_order(page: Page) -> None:
 
 
 @pytest.mark.parametrize(
+    ("stage", "message", "layer", "text"),
+    [
+        ("load", "reading weights: 1/2", None, "Reading weights: 1/2"),
+        ("allocate", "measuring the sensitivity of layers", 11, "Measuring layer sensitivity (12/30)"),
+        ("allocate", "comparing allocations: step 2", 0, "Comparing allocations (1/30): step 2"),
+        ("compress", "layer 12/30: fitting the MLP", 11, "Fitting the MLP"),
+        ("compress", "layer 12/30 is done", 11, ""),
+    ],
+)
+def test_a_step_names_its_layer_once(
+    page: Page, stage: str, message: str, layer: int | None, text: str
+) -> None:
+    layers = None if layer is None else 30
+    progress = {"message": message, "layer": layer, "layers": layers}
+    assert call(page, "words.js", "m.stepText(a[0], a[1])", progress, stage) == text
+
+
+@pytest.mark.parametrize(
     ("ratio", "domain", "title", "kind"),
     [
         (1.04, "out", "Almost no quality loss.", "ok"),

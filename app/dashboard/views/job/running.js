@@ -31,13 +31,14 @@ export const Running = ({ job, events, lines, service }) => html`
 function Progress({ job, events }) {
   const left = useSteadyEta(job);
   const { progress } = job;
-  const step = !progress ? "Starting…" : job.stage === "compress" && progress.layers ? `Compressing layer ${progress.layer + 1} of ${progress.layers}` : `${stageName(job.stage)}${progress.layers ? `, layer ${progress.layer + 1} of ${progress.layers}` : ""}`;
+  const step = !progress ? "Starting…" : job.stage === "compress" && progress.layers ? `Compressing layer ${progress.layer + 1} of ${progress.layers}` : stageName(job.stage);
+  const detail = progress ? stepText(progress, job.stage) : "";
   return html`<section class="card gap" aria-label="Progress"><div class="body stack">
     <p class="spread"><span><span class="fraction">${percent(progress?.fraction ?? 0, 0)}</span> <span class="sub">${step}</span></span>
       <span class="sub small">${!progress ? "" : left === null ? "Time left: estimating…" : html`<b>${leftText(job, left)}</b> left · done by about ${endTime(left)}`}</span></p>
     <progress max="1" value=${progress?.fraction ?? 0} aria-label="Progress"></progress>
     <${Stages} job=${job} events=${events} />
-    ${progress?.message ? html`<p class="sub small" role="status">${stepText(progress.message)}</p>` : null}
+    ${detail ? html`<p class="sub small" role="status">${detail}</p>` : null}
   </div></section>`;
 }
 

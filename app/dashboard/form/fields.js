@@ -7,7 +7,7 @@ import { Chip, Field, OptionCards, Segmented, describedBy } from "../components/
 import { Browse, PathButton } from "../components/paths.js";
 import { bytes, count, percent, share } from "../format.js";
 import { errorBeside } from "../problems.js";
-import { RECOVERIES, SOURCES, textName } from "../words.js";
+import { RECOVERIES, SOURCES, allocationName, textName } from "../words.js";
 import { trainsMasks } from "./masks.js";
 import { ALLOCATIONS, CALIBRATIONS, RATIOS, allowedTexts, calibrationName, methodOptions, methodsOf } from "./request.js";
 
@@ -235,7 +235,7 @@ export function Advanced(props) {
     <div class="body">
       <div class="columns">
         ${form.size === "sweep" ? null : html`<${Select} ...${props} name="method" label="Method" options=${methodOptions(offer, form)} pointers=${["/compression/method"]} />`}
-        <${Select} ...${props} name="allocation" label="Allocation method" options=${ALLOCATIONS.map((name) => [name, name === "auto" ? "method's default" : name])} pointers=${["/compression/allocation"]} />
+        <${Select} ...${props} name="allocation" label="Allocation method" options=${ALLOCATIONS.map((name) => [name, allocationName(name)])} pointers=${["/compression/allocation"]} />
         <${Select} ...${props} name="recover" label="Recovery training" options=${RECOVERIES} pointers=${["/compression/recover"]} hint="Fine-tunes the result; takes a multiple of the time." />
         <${Input} ...${props} name="samples" type="number" min="2" label="Samples" convert=${whole} pointers=${["/compression/calibration/samples"]} />
         <${Input} ...${props} name="sequence_length" type="number" min="16" label="Tokens per sample" convert=${whole} pointers=${["/compression/calibration/sequence_length"]} />

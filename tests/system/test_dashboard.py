@@ -197,8 +197,8 @@ def test_an_uploaded_model_and_text_can_be_selected(
 ) -> None:
     directory = weights_on_disk(tmp_path / "our-model")
     (directory / "pytorch_model.bin").write_bytes(b"not uploaded")
-    text = tmp_path / "tickets.txt"
-    text.write_text("words of our domain " * 5000)
+    text = tmp_path / "tickets.jsonl"
+    text.write_text('{"body": "words of our domain"}\n' * 5000)
     small = settings.model_copy(update={"upload_part_bytes": 1024})
     with serving(small) as (url, _):
         page, log = opened(browser, f"{url}/#/models")
@@ -214,7 +214,10 @@ def test_an_uploaded_model_and_text_can_be_selected(
         page.get_by_role("link", name="Compress our-model").click()
         model = page.get_by_label("Model", exact=True)
         expect(model.locator("option:checked")).to_have_text("our-model")
-        expect(page.get_by_role("checkbox", name="tickets.txt").first).to_be_visible()
+        page.get_by_role("checkbox", name="tickets.jsonl").first.check()
+        expect(page.get_by_text("(possible: body)").first).to_be_visible()
+        page.get_by_label("Field of the text").fill("body")
+        expect(page.get_by_text("(possible: body)")).to_have_count(0)
         assert [error for error in log.errors if "422" not in error] == []
         page.close()
 

@@ -295,6 +295,8 @@ CHANGES: list[dict[str, Any]] = [
     {"method": "spp", "mask_tokens": "5000", "mask_seconds": "60", "prompts": "", "gate": "1.5"},
     {"evaluate": [], "benchmark": False, "allocation": "uniform", "tasks": "arc_easy, piqa"},
     {"evaluate": [], "benchmark": False},
+    {"text_field": "body", "evaluate_field": "body"},
+    {"text_field": "body"},
 ]
 
 

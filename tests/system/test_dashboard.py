@@ -11,16 +11,19 @@ import pytest
 from playwright.sync_api import Browser, Page, Route, expect
 
 from app.domain.generation import GenerationError, PlaygroundModel
+from app.domain.job import Progress
 from app.domain.job_log import LogLevel, NewLogLine
 from app.domain.lifecycle import State
 from app.domain.model_source import ModelSource
 from app.domain.principal import OPERATOR
 from app.domain.sweep import SweepRequest
+from app.domain.worker import GIB
 from app.embedded.seaweed import EmbeddedS3
-from app.services import generation_claims, job_log, jobs, sweeps
+from app.services import claims, generation_claims, job_log, jobs, sweeps
 from app.services.resources import Resources
 from app.settings import Settings
 from intraslice_core.config import CompressionConfig, CompressionSettings
+from intraslice_core.progress import Stage
 from tests.app.api.serving import serving
 from tests.app.builders import claim_job, in_state, queued, succeeded, weights_on_disk
 from tests.app.fleets import CPU, register, with_long_leases
@@ -117,6 +120,8 @@ def check_running(page: Page, resources: Resources, job_id: str) -> None:
         NewLogLine(time=now, level=LogLevel.WARNING, event="slow disk"),
     ]
     job_log.record_lines(resources, claimed.lease, lines)
+    progress = Progress(fraction=0.1, message="reading", memory_bytes=3 * GIB)
+    claims.record_progress(resources, claimed.lease, Stage.LOAD, progress, log=False)
     panel = page.get_by_role("log")
     expect(panel.get_by_text("slow disk")).to_be_visible()
     expect(panel.get_by_text("reading")).to_be_visible()
@@ -124,8 +129,10 @@ def check_running(page: Page, resources: Resources, job_id: str) -> None:
     expect(panel.get_by_text("reading")).to_have_count(0)
     page.get_by_text(re.compile(r"^Log \d")).click()
     expect(panel).to_be_hidden()
+    expect(page.get_by_text("3 GiB of ")).to_be_visible()
     page.get_by_role("link", name="host-7").click()
     worker = page.get_by_role("region", name="Worker host-7")
+    expect(worker.get_by_text("Load model, 10 %, holds 3 GiB of the host")).to_be_visible()
     expect(worker.get_by_text("Healthy")).to_be_visible()
     expect(worker.get_by_role("link", name=job_id)).to_be_visible()
 

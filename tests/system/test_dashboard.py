@@ -450,6 +450,11 @@ def test_a_click_on_the_sweep_chart_opens_the_job(
         expect(
             page.locator(".u-legend .u-series", has_text="Beaten on size and quality")
         ).to_contain_text("20")
+        axes = page.get_by_role("radiogroup", name="Horizontal axis")
+        for axis in ("Memory", "Size"):
+            axes.get_by_text(axis).click()
+            expect(page.get_by_role("heading", name=f"{axis} and quality")).to_be_visible()
+            expect(page.get_by_role("img", name=re.compile("4 points"))).to_be_visible()
         chart.click(position=second)
         expect(page).to_have_url(re.compile(rf"#/jobs/{sweep.jobs[1].id}$"))
         assert log.errors == []

@@ -97,7 +97,7 @@ function Sizes({ sizes }) {
 /** @param {{ sweep: any, texts: string[], best: any, uploads: import("../words.js").Names, offer: any }} props */
 function Results({ sweep, texts, best, uploads, offer }) {
   const columns = ["Removed", "Method", "State", "Trade-off", "Parameters\u00a0", "Weights\u00a0", ...texts.map((text) => `Perplexity, ${textName(text, uploads)}\u00a0`),
-    "KL, nats/token\u00a0", "Same top token\u00a0", "Generation\u00a0", "Time\u00a0", "Memory\u00a0"];
+    "KL, nats/token\u00a0", "Same top token\u00a0", "Generation\u00a0", "Time\u00a0", "Peak memory of the job\u00a0"];
   return html`<${Table} label="Jobs of the sweep" columns=${columns} rows=${[
     ...(sweep.dense ? [["–", ORIGINAL, "", "", count(sweep.dense.params), bytes(sweep.dense.bytes), ...texts.map((text) => perplexity(sweep.dense.quality[text])), "", "", "", "", ""]] : []),
     ...sweep.pareto.map((/** @type {any} */ point) => row(sweep, point, texts, best, offer)),

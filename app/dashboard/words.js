@@ -150,6 +150,7 @@ const CALL_NAMES = {
   "POST /v1/jobs/{job_id}/generations/{generation_id}/cancel": "Cancel prompt",
   "DELETE /v1/jobs/{job_id}/generations/{generation_id}": "Delete prompt and answers",
   "POST /v1/sweeps": "Start sweep",
+  "POST /v1/sweeps/{sweep_id}/ratios": "Add sizes to sweep",
   "POST /v1/sweeps/{sweep_id}/cancel": "Cancel sweep",
   "POST /v1/uploads": "Begin upload",
   "PUT /v1/uploads/{upload_id}/parts/{file}/{number}": "Send part of upload",

@@ -455,6 +455,10 @@ def test_a_click_on_the_sweep_chart_opens_the_job(
         expect(
             page.locator(".u-legend .u-series", has_text="Beaten on size and quality")
         ).to_contain_text("20")
+        page.get_by_role("button", name="Add a size").click()
+        page.get_by_label("Percentages of layer weights to remove").fill("30, 35 %")
+        page.get_by_role("button", name="Start 1 job").click()
+        expect(page.get_by_role("link", name="35 %")).to_be_visible()
         axes = page.get_by_role("radiogroup", name="Horizontal axis")
         for axis in ("Memory", "Size"):
             axes.get_by_text(axis).click()

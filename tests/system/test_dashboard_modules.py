@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 from collections.abc import Iterator
 from typing import Any
@@ -141,6 +142,24 @@ def test_pauses_are_not_work(page: Page) -> None:
         *(event("resumed", 1300), event("started", 1310), event("succeeded", 1350)),
     ]
     assert call(page, "views/job/progress.js", "m.workSeconds(a[0])", events) == 100
+
+
+def test_the_stage_in_which_a_job_failed_is_not_drawn_as_done(page: Page) -> None:
+    def event(kind: str, second: int, **data: Any) -> dict[str, Any]:
+        moment = f"2026-03-01T12:00:{second:02}Z"
+        return {"type": kind, "created_at": moment, "attempt": 1, "data": data}
+
+    events = [
+        event("progress", 0, stage="load"),
+        event("progress", 10, stage="calibrate"),
+        event("failed", 30, error={"code": "numerical"}),
+    ]
+    job = {"state": "failed", "attempt": 1, "error": {"stage": "calibrate"}}
+    shown = "JSON.stringify(m.Stages({ job: a[0], events: a[1] }))"
+    drawn = call(page, "views/job/stages.js", shown, job, events)
+    assert re.findall(r'"class":"(\w+)"', drawn) == ["stages", "done", "failed"]
+    cancelled = call(page, "views/job/stages.js", shown, job | {"state": "cancelled"}, events)
+    assert re.findall(r'"class":"(\w+)"', cancelled) == ["stages", "done", "stopped"]
 
 
 def test_places_in_line_are_ordinal_numbers(page: Page) -> None:

@@ -163,6 +163,10 @@ def test_a_job_that_has_ended_is_left_alone(
         expect(page.get_by_role("tab", name=re.compile(r"^Log [1-9]"))).to_be_visible()
         page.wait_for_timeout(3000)
         assert sum("/events/stream" in request for request in log.requests) <= 2
+        with page.expect_popup() as report:
+            page.get_by_role("button", name="Open report").click()
+        # An address that can be shared, not one of this tab alone.
+        assert f"{url}/v1/reports/{job.id}?" in report.value.url
         expect(page.get_by_text("The service is not responding")).to_have_count(0)
         page.close()
 

@@ -218,7 +218,7 @@ export function Calibration(props) {
       <${TextField} ...${props} list="texts" name="text_field" pointer="/compression/calibration/text_field" />
       ${fault ? html`<p class="fault small" role="alert">${fault}</p>` : null}
     </fieldset>
-    <p class="hint">${form.samples} samples of ${form.sequence_length} tokens, ${count(form.samples * form.sequence_length)} in all. The model keeps best what it is calibrated on: add text like yours. The model itself writes the generated texts, which takes time.</p>
+    <p class="hint">${form.samples} samples of ${form.sequence_length} tokens, ${count(form.samples * form.sequence_length)} in all. “Thorough” is the default of the command line. The model keeps best what it is calibrated on: add text like yours. The model itself writes the generated texts, which takes time.</p>
   <//>`;
 }
 

@@ -132,7 +132,7 @@ function Buttons({ job, mayWrite, restart, reload }) {
     <a class=${`button ${job.state === "failed" && !retryKind ? "main" : ""}`} href=${`#/new?like=${job.id}`}>Duplicate</a>
     ${job.state === "succeeded" ? html`<${Download} job=${job} />` : null}
     ${ENDED.includes(job.state) ? html`<details class="menu"><summary aria-label="More actions">More</summary><div class="items">
-      ${job.state === "succeeded" && mayWrite ? html`<${Copy} text=${() => reportLink(job.id)} what="a link to the report, for a week">Copy link to report<//>` : null}
+      ${job.state === "succeeded" && mayWrite ? html`<${Copy} text=${() => reportLink(job.id)}>Copy link to report<//>` : null}
       ${job.state === "succeeded" && !job.expired_at ? html`<${Action} work=${pin}>${job.pinned ? "Unpin files" : "Pin files"}<//>` : null}
       <${Action} kind="danger" confirm="Delete this job and its files?" work=${async () => { await remove(`/v1/jobs/${job.id}`); location.hash = "#/jobs"; }}>Delete<//>
     </div></details>` : null}`;

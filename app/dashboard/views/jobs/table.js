@@ -18,6 +18,9 @@ const COLUMNS = [
   ["speed", "Generation", true], ["duration", "Duration", true], ["created", "Created", false],
 ];
 
+/** Change of speed that is none, where the spread of the measurement is not known: the list has no reports. */
+const NOISE = 0.03;
+
 /**
  * @param {{ jobs: any[], selected: string[], toggle: (id: string) => void, sort: { by: string, down: boolean },
  *   setSort: (sort: { by: string, down: boolean }) => void, uploads: import("../../words.js").Names, reload: () => void }} props
@@ -81,5 +84,5 @@ function quality(job) {
 /** @param {any} job */
 function generation(job) {
   const decode = job.result?.speedup?.decode;
-  return decode === undefined || decode === null ? "" : html`<${Delta} kind=${decode >= 1 ? "ok" : "bad"}>${times(decode)}<//>`;
+  return decode === undefined || decode === null ? "" : html`<${Delta} kind=${Math.abs(decode - 1) < NOISE ? "" : decode > 1 ? "ok" : "bad"}>${times(decode)}<//>`;
 }

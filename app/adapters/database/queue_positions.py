@@ -69,4 +69,7 @@ def running(transaction: Transaction) -> list[Occupant]:
     query = select(jobs.c.project_id, eta).where(
         jobs.c.state.in_(LEASED), jobs.c.lease_expires_at > func.now()
     )
-    return [Occupant(**row._mapping) for row in transaction.execute(query)]
+    return [
+        Occupant(project_id=row.project_id, seconds_left=row.seconds_left)
+        for row in transaction.execute(query)
+    ]

@@ -169,7 +169,7 @@ def _running(resources: Resources) -> str:
         fraction = 0.4 + 0.4 * layer / _LAYERS
         progress = Progress(
             fraction=fraction,
-            message=f"layer {layer + 1} of {_LAYERS}",
+            message=f"layer {layer + 1}/{_LAYERS}: fitting the MLP",
             layer=layer,
             layers=_LAYERS,
             eta_seconds=400.0 * (1 - fraction),

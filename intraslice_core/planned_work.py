@@ -87,9 +87,10 @@ def allocation_context(work: CompressionWork, run: Run) -> AllocationContext:
     """Return the inputs of the choice of shapes."""
     expected, ends = run.durations, (GRADIENT_SHARE * SENSITIVITY_SHARE, SENSITIVITY_SHARE)
 
-    def before_batch(done: float, message: str) -> None:
+    def before_batch(done: float, message: str, layer: int | None = None, /) -> None:
         time_done = done if expected is None else expected.allocation.finished(done, ends)
-        run.report(Stage.ALLOCATE, message, time_done)
+        layers = None if layer is None else work.geometry.num_hidden_layers
+        run.report(Stage.ALLOCATE, message, time_done, layer, layers)
 
     return AllocationContext(
         layers=work.layers,

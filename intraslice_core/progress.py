@@ -281,6 +281,10 @@ class ProgressEvent(FrozenModel):
     eta_seconds_low: float | None = None
     eta_seconds_high: float | None = None
     """Ends of their range, which most runs keep to."""
+    memory_bytes: int | None = None
+    """Resident memory of the run's process; only the service's workers measure it."""
+    gpu_memory_bytes: int | None = None
+    """Memory that torch has reserved on the GPU, for runs on one."""
     finished: LayerDone | None = None
 
 

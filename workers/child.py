@@ -22,6 +22,7 @@ from intraslice_core.config import FrozenModel
 from intraslice_core.errors import IntraSliceError, NumericalError
 from intraslice_core.progress import ProgressEvent, Stage, heartbeat
 from workers.failures import INTERNAL, OUT_OF_MEMORY
+from workers.memory_use import MemoryMeter
 from workers.messages import (
     ChildRequest,
     ChildTelemetry,
@@ -49,6 +50,7 @@ class Child:
         self._stage: Stage | None = None
         self._spans = StageSpans()
         self._steps: set[tuple[Stage, str]] = set()
+        self._memory = MemoryMeter()
 
     def request_stop(self, _number: int, _frame: FrameType | None) -> None:
         self._stop.set()
@@ -120,7 +122,7 @@ class Child:
         self._stage = event.stage
         self._spans.enter(event.stage)
         self._log_progress(event)
-        self._send(ProgressMessage(event=event))
+        self._send(ProgressMessage(event=event.model_copy(update=self._memory.fields())))
 
     def _log_progress(self, event: ProgressEvent) -> None:
         """Log every finished layer and the first time of every step; its progress is not logged."""

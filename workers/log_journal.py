@@ -34,7 +34,8 @@ class LogJournal:
     def __init__(self, resources: Resources, job: JobRecord) -> None:
         self._resources = resources
         self._job = job
-        self._redaction = log_redaction(resources.settings, environment(None))
+        self.redaction = log_redaction(resources.settings, environment(None))
+        """Removal of what none but the operators of this machine shall read."""
         self._pending: list[NewLogLine] = []
         self._written = 0.0
 
@@ -64,7 +65,7 @@ class LogJournal:
         self._pending = []
 
     def _line(self, entry: Mapping[str, Any], context: Mapping[str, str]) -> NewLogLine:
-        return log_line(entry, self._redaction, omitted=context.keys())
+        return log_line(entry, self.redaction, omitted=context.keys())
 
 
 def log_redaction(settings: Settings, variables: Mapping[str, str]) -> Redaction:

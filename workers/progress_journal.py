@@ -18,7 +18,7 @@ _log = get_logger(__name__)
 
 
 class ProgressJournal:
-    """Progress of an attempt: logs every new stage and layer, throttles the rest."""
+    """Progress of an attempt: logs every new stage and compressed layer, throttles the rest."""
 
     def __init__(self, resources: Resources, job: JobRecord) -> None:
         self._resources = resources
@@ -60,7 +60,8 @@ class ProgressJournal:
         if event.stage is not Stage.PUBLISH:
             self.engine_fraction = event.fraction
         self._clock.enter(event.stage)
-        position = (event.stage, event.layer)
+        # Layers of other stages pass quickly, and several times.
+        position = (event.stage, event.layer if event.stage is Stage.COMPRESS else None)
         is_logged = position != self._logged or event.finished is not None
         if not is_logged and time.monotonic() - self._written < _PROGRESS_SECONDS:
             return

@@ -172,7 +172,7 @@ class Attempt:
         self._outlast_outage(self._mirror.start)
         outcome = self._run_child(admitted)
         if isinstance(outcome, JobError):
-            return self._finish_failed(outcome)
+            return self._finish_failed(self._redacted(outcome))
         return self._publish(outcome.report)
 
     def _publish(self, report: dict[str, Any]) -> JobRecord:
@@ -292,6 +292,12 @@ class Attempt:
             raise _StoppedError
         fields = message.model_dump(exclude={"kind"})
         return JobError(**fields, retryable=message.code in failures.RETRYABLE)
+
+    def _redacted(self, error: JobError) -> JobError:
+        """Return the engine's error without secrets and directories of this machine."""
+        redact = self._log_journal.redaction
+        texts = {"message": redact(error.message), "hint": error.hint and redact(error.hint)}
+        return error.model_copy(update=texts)
 
     def _raise_if_stopped(self) -> None:
         if self._must_stop() or self._lease_renewal.lost:

@@ -1,4 +1,4 @@
-"""Request body of `POST /v1/sweeps`."""
+"""Request bodies of sweeps."""
 
 from __future__ import annotations
 
@@ -17,18 +17,22 @@ from pydantic import (
 from app.api.schemas import Evaluation, Labels, Priority, storable
 from app.domain.job import DEFAULT_PRIORITY
 from app.domain.model_source import ModelSource
-from app.domain.sweep import SweepRequest
+from app.domain.sweep import MOST_JOBS, MOST_RATIOS, SweepRequest
 from intraslice_core.config import METHOD_CHOICES, CompressionSettings, Methods, Ratio
-
-_MOST_RATIOS = 20
-_MOST_JOBS = 40
-"""Largest number of jobs of a sweep: methods times ratios."""
 
 
 def _different(ratios: tuple[float, ...]) -> tuple[float, ...]:
     if len(set(ratios)) != len(ratios):
         raise ValueError("ratios must be different")
     return ratios
+
+
+_Ratios = Annotated[
+    tuple[Ratio, ...],
+    BeforeValidator(storable),
+    AfterValidator(_different),
+    Field(min_length=1, max_length=MOST_RATIOS),
+]
 
 
 class SweepCreate(BaseModel):
@@ -51,17 +55,12 @@ class SweepCreate(BaseModel):
 
     model: Annotated[ModelSource, BeforeValidator(storable)]
     compression: Annotated[CompressionSettings, BeforeValidator(storable)] = CompressionSettings()
-    ratios: Annotated[
-        tuple[Ratio, ...],
-        BeforeValidator(storable),
-        AfterValidator(_different),
-        Field(min_length=1, max_length=_MOST_RATIOS),
-    ]
+    ratios: _Ratios
     methods: Annotated[
         Annotated[Methods, Field(min_length=1, max_length=len(METHOD_CHOICES))] | None,
         Field(
             description="Methods to compare: one job for each method and ratio, at most "
-            f"{_MOST_JOBS} in all. They replace `compression.method`; null uses that alone."
+            f"{MOST_JOBS} in all. They replace `compression.method`; null uses that alone."
         ),
     ] = None
     evaluation: Evaluation = None
@@ -73,10 +72,10 @@ class SweepCreate(BaseModel):
     def _require_few_jobs(cls, methods: Methods | None, info: ValidationInfo) -> Methods | None:
         ratios = info.data.get("ratios", ())
         jobs = len(methods or ()) * len(ratios)
-        if jobs > _MOST_JOBS:
+        if jobs > MOST_JOBS:
             raise ValueError(
                 f"{len(methods or ())} methods at {len(ratios)} ratios are {jobs} jobs, of at most "
-                f"{_MOST_JOBS}: give fewer methods or fewer ratios"
+                f"{MOST_JOBS}: give fewer methods or fewer ratios"
             )
         return methods
 
@@ -93,3 +92,11 @@ class SweepCreate(BaseModel):
             labels=self.labels,
             priority=self.priority,
         )
+
+
+class SweepRatios(BaseModel):
+    """Ratios to add to a sweep."""
+
+    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"ratios": [0.25]}]})
+
+    ratios: _Ratios

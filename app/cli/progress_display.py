@@ -40,6 +40,14 @@ def remaining(event: ProgressEvent) -> str:
     return f"{duration_range(low, high)} left"
 
 
+def step_text(event: ProgressEvent) -> str:
+    """Return the current step with its layer, which the compression's messages name themselves."""
+    if event.layer is None or event.layers is None or event.stage is Stage.COMPRESS:
+        return event.message
+    step, separator, substep = event.message.partition(": ")
+    return f"{step} ({event.layer + 1}/{event.layers}){separator}{substep}"
+
+
 @contextmanager
 def show_progress() -> Iterator[ProgressListener]:
     """Yield a listener that draws a bar on a terminal, or prints lines of sub-steps elsewhere.
@@ -67,7 +75,7 @@ def show_progress() -> Iterator[ProgressListener]:
             bar.update(
                 task,
                 completed=event.fraction,
-                description=event.message,
+                description=step_text(event),
                 stage=event.stage.value,
                 left=remaining(event),
             )
@@ -91,18 +99,18 @@ def step_lines(console: Console, clock: Callable[[], float] = time.monotonic) ->
         clock: current time in seconds.
     """
     stage: Stage | None = None
-    message, printed = "", 0.0
+    text, printed = "", 0.0
 
     def print_step(event: ProgressEvent) -> None:
-        nonlocal stage, message, printed
+        nonlocal stage, text, printed
         now = clock()
         if event.stage is not stage:
-            console.print(f"[{event.stage}] {event.message}", soft_wrap=True)
-        elif event.message != message and now - printed >= SECONDS_BETWEEN_LINES:
-            step = f"  {event.message} ({event.fraction:.0%}, {remaining(event)})"
+            console.print(f"[{event.stage}] {step_text(event)}", soft_wrap=True)
+        elif step_text(event) != text and now - printed >= SECONDS_BETWEEN_LINES:
+            step = f"  {step_text(event)} ({event.fraction:.0%}, {remaining(event)})"
             console.print(step, soft_wrap=True)
         else:
             return
-        stage, message, printed = event.stage, event.message, now
+        stage, text, printed = event.stage, step_text(event), now
 
     return print_step

@@ -111,6 +111,7 @@ const FIELD_NAMES = {
   "/compression/round_to": "“Round dimensions to”", "/compression/exports": "The file formats", "/compression/device": "The device",
   "/compression/devices": "The number of GPUs",
   "/compression/calibration": "The calibration data", "/compression/calibration/source": "The calibration data",
+  "/compression/calibration/text_field": "The field of the text", "/evaluation/text_field": "The field of the text",
   "/compression/calibration/samples": "The number of samples", "/compression/calibration/sequence_length": "The number of tokens per sample",
   "/compression/mask_training": "The training of masks", "/compression/mask_training/max_tokens": "The number of tokens of the training of masks",
   "/compression/mask_training/max_seconds": "The time limit of the training of masks",

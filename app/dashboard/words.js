@@ -25,8 +25,16 @@ export const STAGES = {
 /** @param {string | null | undefined} stage */
 export const stageName = (stage) => STAGES[stage || ""] || capital(stage || "");
 
-/** Current step as a sentence part: the engine's message with a capital, in the dashboard's words. @param {string} message */
-export const stepText = (message) => capital(message.replace(/^measuring the sensitivity of layers/, "measuring layer sensitivity"));
+/**
+ * What a running job does, beside the name of its stage: the engine's message in the dashboard's words, with the layer that it is
+ * in. The layer that is compressed is named by the head of the view.
+ * @param {any} progress @param {string} stage
+ */
+export function stepText({ message, layer, layers }, stage) {
+  if (stage === "compress") return capital(message.replace(/^layer \d+\/\d+(?:: | is done$|$)/, ""));
+  const [step, ...substeps] = message.replace(/^measuring the sensitivity of layers/, "measuring layer sensitivity").split(": ");
+  return capital([layers ? `${step} (${layer + 1}/${layers})` : step, ...substeps].join(": "));
+}
 
 /** @type {Record<string, string>} */
 export const SOURCES = { package: "Preset", hub: "Hugging Face Hub", upload: "Uploaded", path: "Server path" };
@@ -113,6 +121,77 @@ export const LOG_WORDS = {
   engine_crashed: () => "the engine crashed",
   lines_dropped: (fields) => `${fields.lines} lines were left out`,
 };
+
+/** @type {Record<string, string>} events of a job, in the log and in webhooks */
+export const EVENT_NAMES = {
+  queued: "queued", started: "started", progress: "progress", pause_requested: "pause requested", paused: "paused",
+  resumed: "resumed", cancel_requested: "cancellation requested", requeued: "queued again", retried: "retried",
+  succeeded: "succeeded", failed: "failed", cancelled: "cancelled",
+};
+
+/** An event that webhooks are sent. @param {string} name as in `job.succeeded` */
+export const webhookEvent = (name) => (name === "webhook.test" ? "Test" : `Job ${EVENT_NAMES[name.replace(/^job\./, "")] || name}`);
+
+/** @type {Record<string, string>} calls of the audit log: method and template of the path */
+const CALL_NAMES = {
+  "POST /v1/jobs": "Submit job",
+  "POST /v1/jobs:validate": "Estimate job",
+  "PATCH /v1/jobs/{job_id}": "Change name or labels of job",
+  "DELETE /v1/jobs/{job_id}": "Delete job",
+  "POST /v1/jobs/{job_id}/pause": "Pause job",
+  "POST /v1/jobs/{job_id}/resume": "Resume job",
+  "POST /v1/jobs/{job_id}/cancel": "Cancel job",
+  "POST /v1/jobs/{job_id}/retry": "Retry job",
+  "POST /v1/jobs/{job_id}/pin": "Pin files of job",
+  "POST /v1/jobs/{job_id}/unpin": "Unpin files of job",
+  "POST /v1/jobs/{job_id}/report-links": "Make link to report",
+  "POST /v1/jobs/{job_id}/hand-offs": "Hand result to registry",
+  "POST /v1/jobs/{job_id}/generate": "Send prompt to models of job",
+  "POST /v1/jobs/{job_id}/generations/{generation_id}/cancel": "Cancel prompt",
+  "DELETE /v1/jobs/{job_id}/generations/{generation_id}": "Delete prompt and answers",
+  "POST /v1/sweeps": "Start sweep",
+  "POST /v1/sweeps/{sweep_id}/ratios": "Add sizes to sweep",
+  "POST /v1/sweeps/{sweep_id}/cancel": "Cancel sweep",
+  "POST /v1/uploads": "Begin upload",
+  "PUT /v1/uploads/{upload_id}/parts/{file}/{number}": "Send part of upload",
+  "POST /v1/uploads/{upload_id}/complete": "Complete upload",
+  "DELETE /v1/uploads/{upload_id}": "Delete upload",
+  "POST /v1/keys": "Create API key",
+  "DELETE /v1/keys/{key_id}": "Revoke API key",
+  "POST /v1/webhooks": "Create webhook",
+  "PATCH /v1/webhooks/{webhook_id}": "Change webhook",
+  "DELETE /v1/webhooks/{webhook_id}": "Delete webhook",
+  "POST /v1/webhooks/{webhook_id}/test": "Send test to webhook",
+  "POST /v1/webhooks/{webhook_id}/rotate": "Change secret of webhook",
+  "POST /v1/webhooks/{webhook_id}/deliveries/{delivery_id}/redeliver": "Deliver event again",
+};
+
+/** A call of the audit log in words; the call itself where it is none of this release. @param {{ method: string, route: string }} entry */
+export function callName({ method, route }) {
+  if (route === "(none)") return "Call of an unknown address";
+  return CALL_NAMES[`${method} ${route}`] || `${method} ${route}`;
+}
+
+/** @type {Record<number, string>} why calls are rejected, by their HTTP status */
+const REJECTIONS = {
+  401: "Key not valid", 403: "Not allowed", 404: "Not found", 409: "Not possible then", 412: "Changed in the meantime", 413: "Too large", 429: "Too many calls",
+};
+
+/** Outcome of a call of the audit log. @param {number} status HTTP status */
+export function outcomeName(status) {
+  if (status < 400) return "Done";
+  return status < 500 ? REJECTIONS[status] || "Rejected" : "Failed";
+}
+
+/** @type {Record<string, string>} strategies that decide how much every layer keeps, those of single methods included */
+const ALLOCATION_NAMES = {
+  auto: "method's default", uniform: "Equal layers", fisher: "Fisher", fisher_pca: "Fisher with PCA", lagrangian: "Lagrangian",
+  global_threshold: "Global threshold", two_stage: "Two stages", block_influence: "Block influence", whole_layers: "Whole layers",
+  residual_width: "Width of the residual stream", solution_path: "Solution path", hypernetwork: "Hypernetwork",
+};
+
+/** @param {string} allocation */
+export const allocationName = (allocation) => ALLOCATION_NAMES[allocation] || allocation;
 
 /** @type {Record<string, string>} warnings of `jobs:validate` by code; others are shown as they are */
 const WARNING_WORDS = {
@@ -205,6 +284,7 @@ export function settingValue(path, value, uploads) {
   if (/(calibration|recover)\.source$/.test(path)) return mixtureName(value, uploads);
   if (path.endsWith("evaluation.perplexity")) return value.map((/** @type {string} */ text) => textName(text, uploads)).join(", ") || "–";
   if (path.endsWith("target")) return runsIn(value);
+  if (path.endsWith(".allocation")) return allocationName(value);
   if (path.endsWith("model.source")) return SOURCES[value] || value;
   if (path.endsWith("recover.loss")) return RECOVERY_NAMES[value] || value;
   if (path.endsWith(".ratio")) return share(value);

@@ -38,6 +38,12 @@ class Progress(FrozenModel):
         default=None, description="Lower end of their range, which four of five jobs keep to."
     )
     eta_seconds_high: float | None = Field(default=None, description="Upper end of that range.")
+    memory_bytes: int | None = Field(
+        default=None, description="Memory of the host that the job's process holds now."
+    )
+    gpu_memory_bytes: int | None = Field(
+        default=None, description="Memory of the GPU that the job's process has reserved."
+    )
     finished: LayerDone | None = None
 
 

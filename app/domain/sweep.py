@@ -23,6 +23,9 @@ from intraslice_core.config import (
 from intraslice_core.reports.sweep import SizeCheck, SweepChild, check_sizes, dominates
 from intraslice_core.text_sources import Domain
 
+MOST_RATIOS = 20
+MOST_JOBS = 40
+"""Largest number of jobs of a sweep: methods times ratios."""
 FEWEST_COMPARED, MOST_COMPARED = 2, 20
 """Numbers of jobs that `/v1/compare` takes."""
 

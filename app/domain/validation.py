@@ -69,6 +69,17 @@ class Duration(FrozenModel):
     measured_at: datetime
 
 
+class QueueForecast(FrozenModel):
+    """Queue of the whole deployment, as a job would find it now."""
+
+    jobs_ahead: int = Field(description="Queued jobs of all projects that would start before it.")
+    seconds: float | None = Field(
+        description="Estimated time until it starts; 0 while a worker is free. Null without "
+        "workers, while more jobs are ahead than workers run, and while jobs of other projects "
+        "run, whose progress is not revealed."
+    )
+
+
 class TournamentPreview(FrozenModel):
     """Methods that `auto` would try before it compresses by the best of them."""
 
@@ -115,6 +126,7 @@ class Validation(ApiModel):
         default=None, description="Upper end of the range of `seconds`."
     )
     durations: tuple[Duration, ...]
+    queue: QueueForecast | None = None
     targets: tuple[TargetSupport, ...]
     tournament: TournamentPreview | None = Field(
         default=None,

@@ -90,6 +90,12 @@ class RunningJob(ApiModel):
     state: State
     stage: Stage | None
     fraction: float | None
+    memory_bytes: int | None = Field(
+        default=None, description="Memory of the host that the job's process holds."
+    )
+    gpu_memory_bytes: int | None = Field(
+        default=None, description="Memory of the GPU that the job's process has reserved."
+    )
     claimed_at: datetime | None
 
 

@@ -21,6 +21,7 @@ from app.domain.validation import (
 from app.domain.worker import RequiredMemory, Requirement
 from app.services import fleet
 from app.services.admission import AdmittedJob
+from app.services.queue_forecast import forecast
 from app.services.requirements import required_gpu_bytes, required_host_bytes
 from app.services.resources import Resources
 from app.services.upload_facts import admit_request
@@ -84,6 +85,7 @@ def validate_job(resources: Resources, principal: Principal, request: JobRequest
         seconds=None if likely_time is None else likely_time.expected,
         seconds_high=None if likely_time is None else likely_time.high,
         durations=times.measured,
+        queue=forecast(resources, principal.project_id, request.priority),
         targets=targets_for(admitted.dense),
         tournament=None
         if plan is None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from app.adapters.database import sweeps
@@ -14,10 +15,10 @@ from app.domain.errors import (
     SweepNotFoundError,
 )
 from app.domain.identifiers import SWEEP, is_id, new_id, new_job_id
-from app.domain.job import JobRequest
+from app.domain.job import DEFAULT_PRIORITY, JobRequest
 from app.domain.lifecycle import TERMINAL
 from app.domain.principal import Principal
-from app.domain.sweep import SweepDetails, SweepList, SweepRequest
+from app.domain.sweep import MOST_JOBS, MOST_RATIOS, SweepDetails, SweepList, SweepRequest
 from app.domain.worker import RequiredMemory
 from app.services.jobs import cancel_job, enqueue_job, fingerprint
 from app.services.requirements import required_memory
@@ -66,6 +67,34 @@ def create_sweep(
         return SweepCreation(sweep=_existing(transaction, principal, sweep_id), replayed=False)
 
 
+def add_ratios(
+    resources: Resources, principal: Principal, sweep_id: str, ratios: Sequence[float]
+) -> SweepDetails:
+    """Queue the jobs of more ratios with the settings of a sweep; ratios that it has are left out.
+
+    Repeating it is harmless.
+
+    Raises:
+        SweepNotFoundError: if the project has no such sweep.
+        InvalidRequestError: if a job would be rejected, or the sweep would be too large.
+    """
+    sweep = get_sweep(resources, principal, sweep_id)
+    _require_few({*sweep.ratios, *ratios}, len(sweep.methods))
+    request = _more(sweep, ratios)
+    requests = _job_requests(sweep_id, request)
+    needed = _admit_all(resources, principal, request, requests)
+    with resources.database.transaction() as transaction:
+        current = sweeps.lock_ratios(transaction, principal.project_id, sweep_id)
+        if current is None:
+            raise SweepNotFoundError
+        sweeps.set_ratios(transaction, sweep_id, tuple(dict.fromkeys((*current, *ratios))))
+        for job_request, memory in zip(requests, needed, strict=True):
+            if job_request.compression.ratio not in current:
+                job_id = new_job_id()
+                enqueue_job(resources, transaction, principal, job_id, job_request, memory=memory)
+        return _existing(transaction, principal, sweep_id)
+
+
 def get_sweep(resources: Resources, principal: Principal, sweep_id: str) -> SweepDetails:
     with resources.database.transaction() as transaction:
         return _existing(transaction, principal, sweep_id)
@@ -101,6 +130,31 @@ def is_unfinished(resources: Resources, sweep_id: str) -> bool:
     with resources.database.transaction() as transaction:
         progress = sweeps.read_progress(transaction, [sweep_id])[sweep_id]
     return bool(progress.jobs.keys() - TERMINAL)
+
+
+def _more(sweep: SweepDetails, ratios: Sequence[float]) -> SweepRequest:
+    """Return the request of a sweep, at other ratios."""
+    return SweepRequest(
+        model=sweep.model,
+        compression=sweep.compression,
+        ratios=tuple(ratios),
+        methods=sweep.methods if len(sweep.methods) > 1 else (),
+        evaluation=sweep.evaluation,
+        labels=sweep.labels,
+        priority=sweep.jobs[0].priority if sweep.jobs else DEFAULT_PRIORITY,
+    )
+
+
+def _require_few(ratios: Collection[float], methods: int) -> None:
+    """Raise if a sweep of so many ratios and methods is too large."""
+    if len(ratios) <= MOST_RATIOS and methods * len(ratios) <= MOST_JOBS:
+        return
+    message = (
+        f"the sweep would have {len(ratios)} ratios and {methods * len(ratios)} jobs, of at most "
+        f"{MOST_RATIOS} and {MOST_JOBS}: start another sweep"
+    )
+    problem = FieldProblem(pointer="/ratios", code="too_long", message=message)
+    raise InvalidRequestError("The sweep would be too large", fields=(problem,))
 
 
 def _job_requests(sweep_id: str, request: SweepRequest) -> list[JobRequest]:

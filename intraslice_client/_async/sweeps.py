@@ -70,6 +70,13 @@ class AsyncSweeps:
             for sweep in page.data:
                 yield sweep
 
+    async def add_ratios(self, sweep_id: str, ratios: Sequence[float]) -> bodies.SweepDetails:
+        """Queue jobs for more ratios with the settings of a sweep; those that it has are skipped."""
+        path = f"/v1/sweeps/{sweep_id}/ratios"
+        return await self._transport.fetch(
+            bodies.SweepDetails, "POST", path, json={"ratios": [*ratios]}, idempotent=True
+        )
+
     async def cancel(self, sweep_id: str) -> bodies.SweepDetails:
         """Cancel all unfinished jobs of a sweep."""
         path = f"/v1/sweeps/{sweep_id}/cancel"

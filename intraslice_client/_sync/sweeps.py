@@ -69,6 +69,13 @@ class Sweeps:
         for page in self._transport.pages(bodies.SweepList, "/v1/sweeps"):
             yield from page.data
 
+    def add_ratios(self, sweep_id: str, ratios: Sequence[float]) -> bodies.SweepDetails:
+        """Queue jobs for more ratios with the settings of a sweep; those that it has are skipped."""
+        path = f"/v1/sweeps/{sweep_id}/ratios"
+        return self._transport.fetch(
+            bodies.SweepDetails, "POST", path, json={"ratios": [*ratios]}, idempotent=True
+        )
+
     def cancel(self, sweep_id: str) -> bodies.SweepDetails:
         """Cancel all unfinished jobs of a sweep."""
         path = f"/v1/sweeps/{sweep_id}/cancel"

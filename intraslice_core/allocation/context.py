@@ -23,11 +23,22 @@ from intraslice_core.sensitivity.layer_sensitivity import LayerSensitivity
 from intraslice_core.unit_removal import LayerUnits
 
 
+_ROUNDING = 1e-6
+"""Rounding error of a finished fraction, in layers."""
+
+
 class ContentKey(Protocol):
     """Key of cached content, derived from everything the content depends on."""
 
     def __call__(self, **facts: object) -> str:
         """Return a digest of the run's inputs and `facts`."""
+
+
+class BeforeBatch(Protocol):
+    """Callback of the allocation before each of its batches; may raise to stop."""
+
+    def __call__(self, done: float, message: str, layer: int | None = None, /) -> None:
+        """Report the stage's finished fraction, the activity, and its layer if it has one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,12 +69,29 @@ class AllocationContext:
     key: ContentKey
     batch: BatchSize
     """Sequences per forward pass; measurements are repeated with fewer on a small device."""
-    before_batch: Callable[[float, str], None]
-    """Callback with the stage's finished fraction and current activity; may raise to stop."""
+    before_batch: BeforeBatch
     prefix_length: int = 0
     """Positions of the prefix at the beginning of every calibration sequence."""
     resume_state: ResumeState | None = None
     """Files from which an interrupted training of masks resumes; None starts it anew."""
+
+    def before_layers(
+        self, message: str, *, begin: float = 0.0, share: float = 1.0
+    ) -> Callable[[float], None]:
+        """Return the callback of a pass over all layers, which reports the layer that it is in.
+
+        Args:
+            message: activity of the pass.
+            begin: finished fraction of the stage before the pass.
+            share: share of the stage that the pass takes.
+        """
+        layers = self.geometry.num_hidden_layers
+
+        def before_batch(done: float) -> None:
+            layer = min(int(done * layers + _ROUNDING), layers - 1)
+            self.before_batch(begin + share * done, message, layer)
+
+        return before_batch
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -72,9 +72,7 @@ def block_influences(
             context.layers,
             tokens,
             batch_size=size,
-            before_batch=lambda done: context.before_batch(
-                share * done, "measuring the influence of layers"
-            ),
+            before_batch=context.before_layers("measuring the influence of layers", share=share),
             prefix_length=context.prefix_length,
         )
     )

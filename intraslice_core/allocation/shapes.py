@@ -22,6 +22,7 @@ from intraslice_core.allocation.context import (
 )
 from intraslice_core.allocation.curves import ScoredPlan
 from intraslice_core.allocation.estimators import (
+    GRADIENT_SHARE,
     AllocationCandidate,
     CalibrationSplit,
     fisher_shapes,
@@ -194,9 +195,7 @@ def _measured(
             context.layers,
             split,
             batch_size=size,
-            before_batch=lambda done: context.before_batch(
-                share * done, "measuring the sensitivity of layers"
-            ),
+            before_batch=partial(_report_sensitivity, context, share),
             with_trial_cuts=with_trial_cuts,
             with_value_dims=with_value_dims,
         )
@@ -222,6 +221,18 @@ def _cached(
         if cached is not None:
             return cached
     return None
+
+
+def _report_sensitivity(context: AllocationContext, share: float, done: float) -> None:
+    """Report the finished fraction of the sensitivity, whose gradients come first."""
+    if done < GRADIENT_SHARE:
+        context.before_batch(share * done, "computing gradients")
+        return
+    message, layers_share = "measuring the sensitivity of layers", 1.0 - GRADIENT_SHARE
+    report = context.before_layers(
+        message, begin=share * GRADIENT_SHARE, share=share * layers_share
+    )
+    report((done - GRADIENT_SHARE) / layers_share)
 
 
 def _cached_name(
@@ -422,18 +433,14 @@ def _with_unconstrained_loss(
 # -- trial compressions ------------------------------------------------------------------------
 
 
-def _report_trials(context: AllocationContext, done: float) -> None:
-    """Report the finished fraction of trial compressions."""
-    context.before_batch(
-        SENSITIVITY_SHARE + (1 - SENSITIVITY_SHARE) * done, "comparing allocations"
-    )
-
-
 def _divergences(
     context: AllocationContext, trials: TrialCompression, plans: Sequence[ModelPlan]
 ) -> tuple[HeldOutDivergence, ...]:
     """Return the divergences of trial compressions from the dense model, saved or measured."""
-    return compare_plans(context, trials, plans, partial(_report_trials, context))
+    report = context.before_layers(
+        "comparing allocations", begin=SENSITIVITY_SHARE, share=1 - SENSITIVITY_SHARE
+    )
+    return compare_plans(context, trials, plans, report)
 
 
 def _rival_plan(context: AllocationContext) -> ModelPlan | None:

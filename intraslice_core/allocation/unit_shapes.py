@@ -233,8 +233,8 @@ def _activations(
             context.layers,
             tokens,
             batch_size=size,
-            before_batch=lambda done: context.before_batch(
-                done_before + share * done, "measuring activations"
+            before_batch=context.before_layers(
+                "measuring activations", begin=done_before, share=share
             ),
             prefix_length=context.prefix_length,
             cut=cut,

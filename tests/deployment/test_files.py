@@ -88,6 +88,17 @@ def test_clients_get_files_from_the_api_unless_the_store_is_made_public() -> Non
     assert [older[name] for name in names] == ["", ""]
 
 
+def test_the_playground_is_off_until_the_operator_switches_it_on() -> None:
+    filled = filled_environment()
+    # An older .env file does not name it.
+    for given, passed in (("false", "false"), ("", "false"), ("true", "true")):
+        services = load(filled | {"INTRASLICE_PLAYGROUND": given})["services"]
+        # The API accepts prompts, and workers answer them.
+        for name in ("api", "worker"):
+            assert services[name]["environment"]["INTRASLICE_PLAYGROUND"] == passed
+    assert filled["INTRASLICE_PLAYGROUND"] == "false"
+
+
 def test_environment_variables_name_existing_settings() -> None:
     existing = {f"INTRASLICE_{name.upper()}" for name in Settings.model_fields}
     for name in OURS:

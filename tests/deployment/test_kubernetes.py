@@ -322,6 +322,7 @@ def test_environment_files_name_settings_and_are_valid(monkeypatch: pytest.Monke
         monkeypatch.setenv(name, f"a-generated-value-of-{name}")
         monkeypatch.setenv(f"{name}_PREVIOUS", "")
     assert Settings().api_key_previous is None
+    assert settings["INTRASLICE_PLAYGROUND"] == "false"
     base = kustomization("base")
     generated = {
         generator["name"]: generator.get("envs", generator.get("files"))

@@ -83,6 +83,7 @@ def test_sweep_is_created_once_listed_compared_and_cancelled(service: Client) ->
     assert [listed.id for listed in service.sweeps.list()] == [sweep.id]
     comparison = service.compare(*(job.id for job in sweep.jobs))
     assert [row.values for row in comparison.settings if row.differs] == [(0.1, 0.3)]
+    assert service.sweeps.add_ratios(sweep.id, [0.2]).ratios == (0.3, 0.1, 0.2)
     assert service.sweeps.cancel(sweep.id).state is SweepState.CANCELLED
     compared = service.sweeps.create(MODEL, [0.3], methods=["flap", "2ssp"])
     assert compared.methods == ("flap", "2ssp")

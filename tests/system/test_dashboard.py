@@ -11,16 +11,19 @@ import pytest
 from playwright.sync_api import Browser, Page, Route, expect
 
 from app.domain.generation import GenerationError, PlaygroundModel
+from app.domain.job import Progress
 from app.domain.job_log import LogLevel, NewLogLine
 from app.domain.lifecycle import State
 from app.domain.model_source import ModelSource
 from app.domain.principal import OPERATOR
 from app.domain.sweep import SweepRequest
+from app.domain.worker import GIB
 from app.embedded.seaweed import EmbeddedS3
-from app.services import generation_claims, job_log, jobs, sweeps
+from app.services import claims, generation_claims, job_log, jobs, sweeps
 from app.services.resources import Resources
 from app.settings import Settings
 from intraslice_core.config import CompressionConfig, CompressionSettings
+from intraslice_core.progress import Stage
 from tests.app.api.serving import serving
 from tests.app.builders import claim_job, in_state, queued, succeeded, weights_on_disk
 from tests.app.fleets import CPU, register, with_long_leases
@@ -117,6 +120,8 @@ def check_running(page: Page, resources: Resources, job_id: str) -> None:
         NewLogLine(time=now, level=LogLevel.WARNING, event="slow disk"),
     ]
     job_log.record_lines(resources, claimed.lease, lines)
+    progress = Progress(fraction=0.1, message="reading", memory_bytes=3 * GIB)
+    claims.record_progress(resources, claimed.lease, Stage.LOAD, progress, log=False)
     panel = page.get_by_role("log")
     expect(panel.get_by_text("slow disk")).to_be_visible()
     expect(panel.get_by_text("reading")).to_be_visible()
@@ -124,8 +129,10 @@ def check_running(page: Page, resources: Resources, job_id: str) -> None:
     expect(panel.get_by_text("reading")).to_have_count(0)
     page.get_by_text(re.compile(r"^Log \d")).click()
     expect(panel).to_be_hidden()
+    expect(page.get_by_text("3 GiB of ")).to_be_visible()
     page.get_by_role("link", name="host-7").click()
     worker = page.get_by_role("region", name="Worker host-7")
+    expect(worker.get_by_text("Load model, 10 %, holds 3 GiB of the host")).to_be_visible()
     expect(worker.get_by_text("Healthy")).to_be_visible()
     expect(worker.get_by_role("link", name=job_id)).to_be_visible()
 
@@ -156,6 +163,10 @@ def test_a_job_that_has_ended_is_left_alone(
         expect(page.get_by_role("tab", name=re.compile(r"^Log [1-9]"))).to_be_visible()
         page.wait_for_timeout(3000)
         assert sum("/events/stream" in request for request in log.requests) <= 2
+        with page.expect_popup() as report:
+            page.get_by_role("button", name="Open report").click()
+        # An address that can be shared, not one of this tab alone.
+        assert f"{url}/v1/reports/{job.id}?" in report.value.url
         expect(page.get_by_text("The service is not responding")).to_have_count(0)
         page.close()
 
@@ -197,8 +208,8 @@ def test_an_uploaded_model_and_text_can_be_selected(
 ) -> None:
     directory = weights_on_disk(tmp_path / "our-model")
     (directory / "pytorch_model.bin").write_bytes(b"not uploaded")
-    text = tmp_path / "tickets.txt"
-    text.write_text("words of our domain " * 5000)
+    text = tmp_path / "tickets.jsonl"
+    text.write_text('{"body": "words of our domain"}\n' * 5000)
     small = settings.model_copy(update={"upload_part_bytes": 1024})
     with serving(small) as (url, _):
         page, log = opened(browser, f"{url}/#/models")
@@ -214,7 +225,10 @@ def test_an_uploaded_model_and_text_can_be_selected(
         page.get_by_role("link", name="Compress our-model").click()
         model = page.get_by_label("Model", exact=True)
         expect(model.locator("option:checked")).to_have_text("our-model")
-        expect(page.get_by_role("checkbox", name="tickets.txt").first).to_be_visible()
+        page.get_by_role("checkbox", name="tickets.jsonl").first.check()
+        expect(page.get_by_text("(possible: body)").first).to_be_visible()
+        page.get_by_label("Field of the text").fill("body")
+        expect(page.get_by_text("(possible: body)")).to_have_count(0)
         assert [error for error in log.errors if "422" not in error] == []
         page.close()
 
@@ -409,6 +423,11 @@ def test_older_jobs_are_on_the_next_page(
         expect(page.get_by_role("link", name=ids[-1])).to_have_count(0)
         page.get_by_role("button", name="Newer").click()
         expect(page.get_by_role("link", name=ids[-1])).to_be_visible()
+        page.get_by_role("button", name=re.compile(f"^Actions of .* {ids[-1]}$")).click()
+        expect(page.get_by_role("link", name="Duplicate")).to_be_visible()
+        page.get_by_role("button", name="Cancel", exact=True).click()
+        expect(page.locator("tr", has_text=ids[-1]).locator(".state.cancelled")).to_be_visible()
+        expect(page.get_by_role("link", name="Duplicate")).to_have_count(0)
         page.get_by_role("tab", name="Failed").click()
         expect(page.get_by_text("No jobs match these filters.")).to_be_visible()
         page.close()
@@ -440,6 +459,15 @@ def test_a_click_on_the_sweep_chart_opens_the_job(
         expect(
             page.locator(".u-legend .u-series", has_text="Beaten on size and quality")
         ).to_contain_text("20")
+        page.get_by_role("button", name="Add a size").click()
+        page.get_by_label("Percentages of layer weights to remove").fill("30, 35 %")
+        page.get_by_role("button", name="Start 1 job").click()
+        expect(page.get_by_role("link", name="35 %")).to_be_visible()
+        axes = page.get_by_role("radiogroup", name="Horizontal axis")
+        for axis in ("Memory", "Size"):
+            axes.get_by_text(axis).click()
+            expect(page.get_by_role("heading", name=f"{axis} and quality")).to_be_visible()
+            expect(page.get_by_role("img", name=re.compile("4 points"))).to_be_visible()
         chart.click(position=second)
         expect(page).to_have_url(re.compile(rf"#/jobs/{sweep.jobs[1].id}$"))
         assert log.errors == []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 from collections.abc import Iterator
 from typing import Any
@@ -143,6 +144,24 @@ def test_pauses_are_not_work(page: Page) -> None:
     assert call(page, "views/job/progress.js", "m.workSeconds(a[0])", events) == 100
 
 
+def test_the_stage_in_which_a_job_failed_is_not_drawn_as_done(page: Page) -> None:
+    def event(kind: str, second: int, **data: Any) -> dict[str, Any]:
+        moment = f"2026-03-01T12:00:{second:02}Z"
+        return {"type": kind, "created_at": moment, "attempt": 1, "data": data}
+
+    events = [
+        event("progress", 0, stage="load"),
+        event("progress", 10, stage="calibrate"),
+        event("failed", 30, error={"code": "numerical"}),
+    ]
+    job = {"state": "failed", "attempt": 1, "error": {"stage": "calibrate"}}
+    shown = "JSON.stringify(m.Stages({ job: a[0], events: a[1] }))"
+    drawn = call(page, "views/job/stages.js", shown, job, events)
+    assert re.findall(r'"class":"(\w+)"', drawn) == ["stages", "done", "failed"]
+    cancelled = call(page, "views/job/stages.js", shown, job | {"state": "cancelled"}, events)
+    assert re.findall(r'"class":"(\w+)"', cancelled) == ["stages", "done", "stopped"]
+
+
 def test_places_in_line_are_ordinal_numbers(page: Page) -> None:
     texts = call(page, "views/jobs/line.js", "a.map(m.ordinal)", 1, 2, 3, 4, 11, 12, 21, 113)
     assert texts == ["1st", "2nd", "3rd", "4th", "11th", "12th", "21st", "113th"]
@@ -196,6 +215,24 @@ def test_the_log_has_events_and_lines_in_one_order(page: Page) -> None:
         (6, "error", "the engine crashed code=3\nexception: Traceback\n  File"),
         (7, "error", "failed: singular (numerical)"),
     ]
+
+
+@pytest.mark.parametrize(
+    ("stage", "message", "layer", "text"),
+    [
+        ("load", "reading weights: 1/2", None, "Reading weights: 1/2"),
+        ("allocate", "measuring the sensitivity of layers", 11, "Measuring layer sensitivity (12/30)"),
+        ("allocate", "comparing allocations: step 2", 0, "Comparing allocations (1/30): step 2"),
+        ("compress", "layer 12/30: fitting the MLP", 11, "Fitting the MLP"),
+        ("compress", "layer 12/30 is done", 11, ""),
+    ],
+)
+def test_a_step_names_its_layer_once(
+    page: Page, stage: str, message: str, layer: int | None, text: str
+) -> None:
+    layers = None if layer is None else 30
+    progress = {"message": message, "layer": layer, "layers": layers}
+    assert call(page, "words.js", "m.stepText(a[0], a[1])", progress, stage) == text
 
 
 @pytest.mark.parametrize(
@@ -289,6 +326,8 @@ CHANGES: list[dict[str, Any]] = [
     {"method": "spp", "mask_tokens": "5000", "mask_seconds": "60", "prompts": "", "gate": "1.5"},
     {"evaluate": [], "benchmark": False, "allocation": "uniform", "tasks": "arc_easy, piqa"},
     {"evaluate": [], "benchmark": False},
+    {"text_field": "body", "evaluate_field": "body"},
+    {"text_field": "body"},
 ]
 
 

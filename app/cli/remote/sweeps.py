@@ -21,6 +21,15 @@ commands = CommandLine(
     help="Sweeps on a service: one model compressed at several ratios.", no_args_is_help=True
 )
 SweepArgument = Annotated[str, typer.Argument(metavar="SWEEP", help="Id of the sweep.")]
+RatiosOption = Annotated[
+    str,
+    typer.Option(
+        metavar="RATIOS",
+        rich_help_panel=AMOUNT,
+        help="Fractions of the parameters to remove, each in [0, 1): a list such as "
+        "0.1,0.25,0.4, or START:STOP:STEP such as 0.1:0.5:0.1.",
+    ),
+]
 
 
 def register(app: typer.Typer) -> None:
@@ -41,15 +50,7 @@ def create(
             help="Model to compress, in the form of `intraslice submit`.",
         ),
     ],
-    ratios: Annotated[
-        str,
-        typer.Option(
-            metavar="RATIOS",
-            rich_help_panel=AMOUNT,
-            help="Fractions of the parameters to remove, each in [0, 1): a list such as "
-            "0.1,0.25,0.4, or START:STOP:STEP such as 0.1:0.5:0.1.",
-        ),
-    ],
+    ratios: RatiosOption,
     methods: Annotated[
         list[str] | None,
         typer.Option(
@@ -125,6 +126,18 @@ def show(*, sweep: SweepArgument, link: Link) -> None:
         print_json(details)
     else:
         print_sweep(details)
+
+
+@commands.command()
+@takes_service_options
+def add(*, sweep: SweepArgument, ratios: RatiosOption, link: Link) -> None:
+    """Queue jobs for more ratios with the settings of a sweep; ratios that it has are skipped."""
+    with link.client() as client:
+        details = client.sweeps.add_ratios(sweep, read_ratios(ratios, "--ratios"))
+    if link.as_json:
+        print_json(details)
+    else:
+        typer.echo(f"{details.id} has {len(details.jobs)} jobs", err=True)
 
 
 @commands.command()

@@ -215,11 +215,14 @@ def _doing(device: Device) -> str:
 
 
 def _running(job: RunningJob) -> str:
+    from intraslice_core.reports.quantities import size
+
     if job.job_id is None:
         return "a job of another project"
     stage = f" {job.stage}" if job.stage else ""
     fraction = "" if job.fraction is None else f" {job.fraction:.0%}"
-    return f"{job.job_id}{stage}{fraction}"
+    memory = job.memory_bytes if job.gpu_memory_bytes is None else job.gpu_memory_bytes
+    return f"{job.job_id}{stage}{fraction}{'' if memory is None else f' {size(memory)}'}"
 
 
 def _formatted(value: float | None, specification: str) -> str | None:

@@ -30,11 +30,11 @@ export function Action({ work, children, kind = "", confirm, label, disabled }) 
   </span>`;
 }
 
-/** @param {{ text: string | (() => string), what?: string, children?: any }} props `what` names the text for screen readers */
+/** @param {{ text: string | (() => string | Promise<string>), what?: string, children?: any }} props `what` names the text for screen readers */
 export function Copy({ text, what, children }) {
   const [copied, setCopied] = useState(false);
   const copy = async () => {
-    await copyText(typeof text === "function" ? text() : text);
+    await copyText(typeof text === "function" ? await text() : text);
     setCopied(true);
     setTimeout(() => setCopied(false), 2000);
   };

@@ -19,10 +19,16 @@ export function requestSnippets(form, origin) {
 /** @param {Form} form @param {any} body @param {string} origin */
 function command(form, body, origin) {
   // The command has no option for what a duplicated job may have, and scores a text of its own where none is named.
-  const hasOptions = form.base === START.base && (form.evaluate.length > 0 || body.evaluation === null) && (form.size !== "sweep" || form.priority === DEFAULT_PRIORITY);
+  const hasOptions = form.base === START.base && (form.evaluate.length > 0 || body.evaluation === null) && hasOneField(body) && (form.size !== "sweep" || form.priority === DEFAULT_PRIORITY);
   if (hasOptions) return lines(form.size === "sweep" ? "intraslice sweeps create" : "intraslice submit", options(form, body, origin));
   if (form.size === "sweep") return curl(body, "/v1/sweeps", origin);
   return `cat > job.json <<'JSON'\n${JSON.stringify(body, null, 2)}\nJSON\nintraslice submit --file job.json --url ${quoted(origin)}`;
+}
+
+/** Whether the command's one option for the field of the text, which is for every text, says the same. @param {any} body */
+function hasOneField({ compression, evaluation }) {
+  const own = compression.calibration.text_field ?? null;
+  return (evaluation === null || (evaluation.text_field ?? null) === own) && !(own && compression.recover);
 }
 
 /** Options of the command line; those with the command's own defaults are left out. @param {Form} form @param {any} body @param {string} origin */
@@ -42,6 +48,7 @@ function options(form, body, origin) {
     form.allocation === "auto" ? "" : `--allocation ${form.allocation}`,
     given("--round-to", form.round_to),
     each("--calibration", form.texts),
+    given("--text-field", compression.calibration.text_field),
     `--samples ${form.samples} --sequence-length ${form.sequence_length}`,
     given("--mask-tokens", compression.mask_training?.max_tokens),
     given("--mask-seconds", compression.mask_training?.max_seconds),

@@ -1,13 +1,13 @@
 // @ts-check
 /** Cards of the form: model, amount, runtime, calibration, evaluation, advanced settings. */
 
-import { html } from "../vendor/htm-preact.js";
+import { html, useState } from "../vendor/htm-preact.js";
 import { Card } from "../components/basics.js";
 import { Chip, Field, OptionCards, Segmented, describedBy } from "../components/controls.js";
 import { Browse, PathButton } from "../components/paths.js";
 import { bytes, count, percent, share } from "../format.js";
 import { errorBeside } from "../problems.js";
-import { RECOVERIES, SOURCES, textName } from "../words.js";
+import { RECOVERIES, SOURCES, allocationName, textName } from "../words.js";
 import { trainsMasks } from "./masks.js";
 import { ALLOCATIONS, CALIBRATIONS, RATIOS, allowedTexts, calibrationName, methodOptions, methodsOf } from "./request.js";
 
@@ -165,6 +165,40 @@ function ServerTexts({ list, form, set, offer }) {
     action=${(/** @type {import("../components/paths.js").Entry} */ entry) => html`<${PathButton} entry=${entry} verb="Add" press=${() => add(entry.path)} />`} />`;
 }
 
+/** Data sets of the Hub, where jobs may name some. @param {Props & { list: "texts" | "evaluate" }} props */
+function HubTexts({ list, form, set, offer }) {
+  const [name, setName] = useState("");
+  if (!offer?.hub_data.length) return null;
+  const add = () => {
+    const text = `hub:${name.trim().replace(/^hub:/, "")}`;
+    if (name.trim() && !form[list].includes(text)) set(list, [...form[list], text]);
+    setName("");
+  };
+  const enter = (/** @type {any} */ event) => {
+    if (event.key !== "Enter") return;
+    event.preventDefault();
+    add();
+  };
+  const id = `hub-${list}`;
+  return html`<details class="plain"><summary>Add a data set of the Hugging Face Hub</summary>
+    <${Field} id=${id} label="Data set" hint=${`As ORGANISATION/NAME, with :CONFIG and @SPLIT where it has several. Allowed: ${offer.hub_data.join(", ")}.`}>
+      <span class="actions"><input id=${id} class="inline" value=${name} autocomplete="off" aria-describedby=${`${id}-hint`} onInput=${(/** @type {any} */ e) => setName(typed(e))} onKeyDown=${enter} />
+        <button type="button" class="small" disabled=${!name.trim()} onClick=${add}>Add</button></span>
+    <//>
+  </details>`;
+}
+
+/** Texts whose records may have several fields: all but plain text. @param {string[]} texts @param {any[] | undefined} uploads */
+const withRecords = (texts, uploads) => texts.filter((text) => /^(hub:|upload:|\/)/.test(text) && !/\.(txt|md)(\.gz|\.zst)?$/i.test(named(text, uploads)));
+
+/** Field of the records that holds the text, where a chosen text has records. @param {Props & { list: "texts" | "evaluate", name: "text_field" | "evaluate_field", pointer: string }} props */
+function TextField({ list, pointer, ...props }) {
+  const texts = withRecords(props.form[list], props.uploads).map((text) => named(text, props.uploads));
+  if (!texts.length && !props.form[props.name]) return null;
+  return html`<${Input} ...${props} label="Field of the text (optional)" maxlength="200" pointers=${[pointer]}
+    hint=${`Which field or column of ${texts.join(", ") || "the records"} holds the text or the chat. Empty: text, content, messages and other usual names.`} />`;
+}
+
 /** @param {Props} props */
 export function Calibration(props) {
   const { form, set, offer, error } = props;
@@ -180,9 +214,11 @@ export function Calibration(props) {
     <fieldset><legend class="hidden">Calibration texts</legend>
       <div class="chips">${textChips("texts", allowedTexts(offer), props)}<a class="button small" href="#/datasets">+ Add dataset</a></div>
       <${ServerTexts} ...${props} list="texts" />
+      <${HubTexts} ...${props} list="texts" />
+      <${TextField} ...${props} list="texts" name="text_field" pointer="/compression/calibration/text_field" />
       ${fault ? html`<p class="fault small" role="alert">${fault}</p>` : null}
     </fieldset>
-    <p class="hint">${form.samples} samples of ${form.sequence_length} tokens, ${count(form.samples * form.sequence_length)} in all. The model keeps best what it is calibrated on: add text like yours. The model itself writes the generated texts, which takes time.</p>
+    <p class="hint">${form.samples} samples of ${form.sequence_length} tokens, ${count(form.samples * form.sequence_length)} in all. “Thorough” is the default of the command line. The model keeps best what it is calibrated on: add text like yours. The model itself writes the generated texts, which takes time.</p>
   <//>`;
 }
 
@@ -204,6 +240,8 @@ export function Evaluation(props) {
       <fieldset><legend>Evaluation texts</legend>
         <div class="chips">${textChips("evaluate", evaluationTexts(offer), props)}</div>
         <${ServerTexts} ...${props} list="evaluate" />
+        <${HubTexts} ...${props} list="evaluate" />
+        <${TextField} ...${props} list="evaluate" name="evaluate_field" pointer="/evaluation/text_field" />
         ${fault ? html`<p class="fault small" role="alert">${fault}</p>` : null}
         <p class="hint">${unseen.length ? `Unseen by the calibration: ${unseen.join(", ")}. Such texts tell what real use will be like.` : "Every text is also used for calibration: scores will look better than real use."}</p>
       </fieldset>
@@ -235,7 +273,7 @@ export function Advanced(props) {
     <div class="body">
       <div class="columns">
         ${form.size === "sweep" ? null : html`<${Select} ...${props} name="method" label="Method" options=${methodOptions(offer, form)} pointers=${["/compression/method"]} />`}
-        <${Select} ...${props} name="allocation" label="Allocation method" options=${ALLOCATIONS.map((name) => [name, name === "auto" ? "method's default" : name])} pointers=${["/compression/allocation"]} />
+        <${Select} ...${props} name="allocation" label="Allocation method" options=${ALLOCATIONS.map((name) => [name, allocationName(name)])} pointers=${["/compression/allocation"]} />
         <${Select} ...${props} name="recover" label="Recovery training" options=${RECOVERIES} pointers=${["/compression/recover"]} hint="Fine-tunes the result; takes a multiple of the time." />
         <${Input} ...${props} name="samples" type="number" min="2" label="Samples" convert=${whole} pointers=${["/compression/calibration/samples"]} />
         <${Input} ...${props} name="sequence_length" type="number" min="16" label="Tokens per sample" convert=${whole} pointers=${["/compression/calibration/sequence_length"]} />

@@ -5,7 +5,7 @@ import { html, useEffect, useState } from "../vendor/htm-preact.js";
 import { post } from "../api.js";
 import { Bar, Facts, Fault, Note } from "../components/basics.js";
 import { Table } from "../components/table.js";
-import { bytes, count, durationRange, percent, share } from "../format.js";
+import { bytes, count, durationRange, percent, roughly, share } from "../format.js";
 import { methodTitle, reportToShell } from "../hooks.js";
 import { capital, runsIn, warningText } from "../words.js";
 import { pastText, usePastRatios } from "./past-runs.js";
@@ -83,6 +83,12 @@ function time(data) {
   return `${durationRange(low, high)}${durations.length > 1 ? ", depending on the machine" : ` on ${durations[0].device}`}`;
 }
 
+/** When the job would start; null where no worker runs, which a warning says. @param {any} queue */
+function start({ jobs_ahead: ahead, seconds }) {
+  if (seconds !== null) return seconds ? `starts in about ${roughly(seconds)}` : "starts at once";
+  return ahead ? `${ahead} ${ahead === 1 ? "job" : "jobs"} before it` : null;
+}
+
 /** @param {{ data: any, offer: any, past: string | null }} props */
 function JobEstimate({ data, offer, past }) {
   const sizes = data.estimate;
@@ -97,6 +103,7 @@ function JobEstimate({ data, offer, past }) {
       ["Perplexity", past],
       ["Memory while running", bytes(sizes.peak_memory_bytes)],
       ["Time", time(data)],
+      ["Queue", data.queue && start(data.queue)],
       ["Auto tries", data.tournament?.candidates.map((/** @type {string} */ name) => methodTitle(offer, name)).join(", ")],
       ["Auto leaves out", Object.keys(data.tournament?.excluded || {}).map((name) => methodTitle(offer, name)).join(", ") || null],
     ]} />

@@ -36,10 +36,10 @@ export const START = {
   source: "package", ref: "", revision: "",
   size: "ratio", ratio: 0.1, params: "", mebibytes: "", ratios: [0.1, 0.2, 0.3, 0.4],
   target: "research", method: METHOD, methods: [METHOD], allocation: "auto",
-  texts: ["pydoc", "chat", "self"], ...amountOf("standard"), round_to: /** @type {number | null} */ (null),
+  texts: ["pydoc", "chat", "self"], text_field: "", ...amountOf("standard"), round_to: /** @type {number | null} */ (null),
   mask_tokens: "", mask_seconds: "",
   exports: /** @type {string[]} */ ([]),
-  evaluate: ["pydoc", "pycode"], benchmark: true, prompts: PROMPTS.join("\n"), tasks: "", task_limit: "100", gate: "",
+  evaluate: ["pydoc", "pycode"], evaluate_field: "", benchmark: true, prompts: PROMPTS.join("\n"), tasks: "", task_limit: "100", gate: "",
   recover: "", label: "", priority: DEFAULT_PRIORITY,
   /** Settings of the duplicated job that have no field in the form. @type {any} */
   base: { compression: {}, evaluation: { max_tokens: 4096 } },
@@ -113,6 +113,7 @@ function shared(form, method) {
       calibration: {
         ...compression.calibration,
         source: mixture(form.texts, compression.calibration?.source),
+        ...fieldSetting(form.text_field, compression.calibration),
         samples: form.samples,
         sequence_length: form.sequence_length,
       },
@@ -133,6 +134,7 @@ function evaluationOf(form) {
   return {
     ...before,
     perplexity: form.evaluate,
+    ...fieldSetting(form.evaluate_field, before),
     benchmark: form.benchmark,
     prompts: listed(form.prompts, /\n/),
     tasks,
@@ -140,6 +142,9 @@ function evaluationOf(form) {
     gate: gate(form.gate, before.gate),
   };
 }
+
+/** Field of the records that holds the text, where one is named. @param {string} name @param {any} before settings that may have one */
+const fieldSetting = (name, before) => (name.trim() || before?.text_field ? { text_field: name.trim() || null } : {});
 
 /** @param {string} limit @param {any} before */
 function gate(limit, before) {
@@ -190,12 +195,12 @@ export function formOf(job) {
     params: target_params ? String(target_params / 1e6) : "",
     mebibytes: target_bytes ? String(target_bytes / 2 ** 20) : "",
     target: compression.target, method: compression.method, methods: [compression.method], allocation: compression.allocation,
-    texts: names(compression.calibration.source),
+    texts: names(compression.calibration.source), text_field: compression.calibration.text_field || "",
     samples: compression.calibration.samples, sequence_length: compression.calibration.sequence_length,
     round_to: compression.round_to,
     mask_tokens: String(compression.mask_training?.max_tokens ?? ""), mask_seconds: String(compression.mask_training?.max_seconds ?? ""),
     exports: compression.exports.filter((/** @type {string} */ format) => format !== "safetensors"),
-    evaluate: evaluation.perplexity, benchmark: evaluation.benchmark,
+    evaluate: evaluation.perplexity, evaluate_field: evaluation.text_field || "", benchmark: evaluation.benchmark,
     prompts: (evaluation.prompts || []).join("\n"), tasks: (evaluation.tasks || []).join(", "),
     task_limit: evaluation.tasks?.length ? String(evaluation.task_limit ?? "") : START.task_limit,
     gate: String(evaluation.gate?.max_perplexity_ratio ?? ""),

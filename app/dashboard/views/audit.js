@@ -6,6 +6,7 @@ import { get } from "../api.js";
 import { Card, Fault, Loading, Moment, PageHead } from "../components/basics.js";
 import { Table } from "../components/table.js";
 import { useLoaded } from "../hooks.js";
+import { callName, outcomeName } from "../words.js";
 
 const PAGE = 50;
 
@@ -17,13 +18,13 @@ export function Audit() {
   const keyName = (/** @type {string | null} */ id) => (id === null ? "operator" : keys.find((/** @type {any} */ key) => key.id === id)?.name || id);
   return html`<${PageHead} title="Audit log" about="Calls that changed something or were rejected, newest first. Bodies are not stored." />
     <${Card}><${Fault} error=${error} />
-      ${data ? html`<${Table} label="Audit log" empty="Nothing has been changed yet." columns=${["Time", "Key", "Call", "Object", "Result", "Request"]}
+      ${data ? html`<${Table} label="Audit log" empty="Nothing has been changed yet." columns=${["Time", "Key", "Action", "Object", "Outcome", "Request"]}
         rows=${data.data.map((/** @type {any} */ entry) => [
           html`<${Moment} moment=${entry.created_at} text=${new Date(entry.created_at).toLocaleString()} />`,
           keyName(entry.key),
-          html`<span class="mono">${entry.method} ${entry.route}</span>`,
+          html`<span title=${`${entry.method} ${entry.route}`}>${callName(entry)}</span>`,
           object(entry.object_id),
-          html`<span class=${entry.status >= 400 ? "fault" : ""}>${entry.status}</span>`,
+          html`<span class=${entry.status >= 400 ? "fault" : ""} title=${`HTTP ${entry.status}`}>${outcomeName(entry.status)}</span>`,
           html`<span class="mono digest" title=${entry.request_id}>${entry.request_id}</span>`,
         ])} />` : error ? null : html`<${Loading} what="the audit log" />`}
       <div class="actions pages">
@@ -36,5 +37,6 @@ export function Audit() {
 /** @param {string | null} id */
 function object(id) {
   if (!id) return "";
-  return id.startsWith("job_") ? html`<a class="mono" href=${`#/jobs/${id}`}>${id}</a>` : html`<span class="mono">${id}</span>`;
+  const view = id.startsWith("job_") ? "jobs" : id.startsWith("sweep_") ? "sweeps" : null;
+  return view ? html`<a class="mono" href=${`#/${view}/${id}`}>${id}</a>` : html`<span class="mono">${id}</span>`;
 }

@@ -35,7 +35,7 @@ export function Datasets() {
         ${offer ? html`<${Table} label="Texts of this server" columns=${["Text", "Contents", "Use"]} rows=${allowedTexts(offer).map((text) => [
           html`<b>${textName(text)}</b>`, TEXTS[text]?.[0] || "", html`<span class="actions"><${Tag}>calibration<//>${TEXTS[text]?.[1] ? null : html`<${Tag}>evaluation<//>`}</span>`,
         ])} />
-        ${offer.hub_data.length ? html`<p class="hint">Data sets of the Hugging Face Hub that jobs may name over the API: <span class="mono">${offer.hub_data.join(", ")}</span></p>` : null}
+        ${offer.hub_data.length ? html`<p class="hint">Data sets of the Hugging Face Hub that jobs may name: <span class="mono">${offer.hub_data.join(", ")}</span></p>` : null}
         ${offer.data_roots.length ? html`<p class="hint">Files below <span class="mono">${offer.data_roots.join(", ")}</span></p>
           <${Browse} summary="Browse the server" use="data" label="Texts of the server" action=${useLink} />` : null}` : html`<${Loading} />`}
       <//>

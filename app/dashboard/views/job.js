@@ -32,7 +32,7 @@ export function Job({ id, service }) {
   if (!job && error?.status === 404) return html`<${NotFound} title="There is no such job" link="#/jobs" place="Jobs">It may have been deleted, or belong to another project.<//>`;
   if (!job) return html`<${PageHead} trail=${[["#/jobs", "Jobs"]]} title="Job" /><${Fault} error=${error} />${error ? null : html`<${Loading} what="the job" />`}`;
   const ended = ENDED.includes(job.state);
-  return html`<${Head} job=${job} events=${events} uploads=${uploads} restart=${restart} reload=${reload} />
+  return html`<${Head} job=${job} events=${events} uploads=${uploads} service=${service} restart=${restart} reload=${reload} />
     <${Labels} job=${job} reload=${reload} />
     ${job.artifacts_missing ? html`<div class="gap"><${Note} kind="warn" role="status">Files of this job are missing in the artifact store. Restore the store from a backup, or submit the job again.<//></div>` : null}
     ${job.error ? html`<${Failure} job=${job} />` : null}
@@ -94,26 +94,29 @@ function useNotification(job, uploads) {
   }, [job?.state]);
 }
 
-/** @param {{ job: any, events: any[], uploads: import("../words.js").Names, restart: () => void, reload: () => void }} props */
-function Head({ job, events, uploads, restart, reload }) {
+/** @param {{ job: any, events: any[], uploads: import("../words.js").Names, service: any, restart: () => void, reload: () => void }} props */
+function Head({ job, events, uploads, service, restart, reload }) {
   const worked = workSeconds(events);
   const about = html`${describedModel(job.model, uploads)} · ${requestedAmount(job.compression)} ${job.compression.ratio === null || job.compression.ratio === undefined ? "" : "removed "}· runs in ${runsIn(job.compression.target)} · <${Moment} moment=${job.created_at} text=${`Created ${ago(job.created_at)}`} />${worked ? ` · ${ENDED.includes(job.state) ? "took" : "worked"} ${duration(worked)}` : ""} · <span class="mono">${job.id}</span> <${Copy} text=${job.id} what="the job's id" />`;
   return html`<${PageHead} trail=${[["#/jobs", "Jobs"], ...(job.sweep_id ? [[`#/sweeps/${job.sweep_id}`, "Sweep"]] : [])]} title=${html`${titleOf(job, uploads)} <${State} state=${job.state} />`} about=${about}>
-    <${Buttons} job=${job} restart=${restart} reload=${reload} />
+    <${Buttons} job=${job} mayWrite=${service?.scopes.includes("write")} restart=${restart} reload=${reload} />
   <//>`;
 }
 
-/** @param {{ job: any, restart: () => void, reload: () => void }} props */
-function Buttons({ job, restart, reload }) {
+/** Address of a job's report, which works without a key for a week. @param {string} id */
+const reportLink = async (id) => new URL((await post(`/v1/jobs/${id}/report-links`)).url, location.origin).href;
+
+/** Address of the report in this tab only, for keys that may not make links. @param {string} id */
+const reportHere = async (id) => URL.createObjectURL(new Blob([await getPage(`/v1/jobs/${id}/report`)], { type: "text/html" }));
+
+/** @param {{ job: any, mayWrite: boolean, restart: () => void, reload: () => void }} props */
+function Buttons({ job, mayWrite, restart, reload }) {
   const verb = (/** @type {string} */ name) => async () => {
     await post(`/v1/jobs/${job.id}/${name}`);
     restart();
   };
   const active = ["queued", "running"].includes(job.state);
-  const openReport = async () => {
-    const page = new Blob([await getPage(`/v1/jobs/${job.id}/report`)], { type: "text/html" });
-    window.open(URL.createObjectURL(page), "_blank", "noopener");
-  };
+  const openReport = async () => window.open(await (mayWrite ? reportLink : reportHere)(job.id), "_blank", "noopener");
   const pin = async () => {
     await post(`/v1/jobs/${job.id}/${job.pinned ? "unpin" : "pin"}`);
     reload();
@@ -129,6 +132,7 @@ function Buttons({ job, restart, reload }) {
     <a class=${`button ${job.state === "failed" && !retryKind ? "main" : ""}`} href=${`#/new?like=${job.id}`}>Duplicate</a>
     ${job.state === "succeeded" ? html`<${Download} job=${job} />` : null}
     ${ENDED.includes(job.state) ? html`<details class="menu"><summary aria-label="More actions">More</summary><div class="items">
+      ${job.state === "succeeded" && mayWrite ? html`<${Copy} text=${() => reportLink(job.id)}>Copy link to report<//>` : null}
       ${job.state === "succeeded" && !job.expired_at ? html`<${Action} work=${pin}>${job.pinned ? "Unpin files" : "Pin files"}<//>` : null}
       <${Action} kind="danger" confirm="Delete this job and its files?" work=${async () => { await remove(`/v1/jobs/${job.id}`); location.hash = "#/jobs"; }}>Delete<//>
     </div></details>` : null}`;

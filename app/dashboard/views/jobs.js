@@ -48,7 +48,7 @@ export function Jobs({ service, query }) {
     ${jobs?.length ? html`<${Tabs} label="State" id="jobs" tabs=${stateTabs(jobs, service, complete)} value=${filters.state || "all"} choose=${(/** @type {string} */ state) => filter({ state: state === "all" ? "" : state })} />
       <${TabPanel} id="jobs" value=${filters.state || "all"}>
         <${Filters} jobs=${jobs} filters=${filters} filter=${filter} uploads=${uploads} />
-        ${shown.length ? html`<${JobsTable} jobs=${shown} selected=${selected} toggle=${toggle} sort=${sort} setSort=${setSort} uploads=${uploads} />` : html`<p class="sub" role="status">${needsMore && jobs.length < MOST ? "Searching older jobs …" : "No jobs match these filters."}</p>`}
+        ${shown.length ? html`<${JobsTable} jobs=${shown} selected=${selected} toggle=${toggle} sort=${sort} setSort=${setSort} uploads=${uploads} reload=${reload} />` : html`<p class="sub" role="status">${needsMore && jobs.length < MOST ? "Searching older jobs …" : "No jobs match these filters."}</p>`}
         <div class="actions pages">
           ${page > 0 ? html`<button type="button" onClick=${() => setPage(page - 1)}>Newer</button>` : null}
           ${matching.length > (page + 1) * PAGE ? html`<button type="button" onClick=${() => setPage(page + 1)}>Older</button>` : null}

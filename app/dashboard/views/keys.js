@@ -8,6 +8,7 @@ import { Card, Fault, Loading, Note, PageHead } from "../components/basics.js";
 import { Table } from "../components/table.js";
 import { ago } from "../format.js";
 import { useLoaded } from "../hooks.js";
+import { capital } from "../words.js";
 
 const SCOPES = [["read", "Read: view jobs and results"], ["write", "Write: submit and cancel jobs"], ["admin", "Admin: manage keys and webhooks"]];
 
@@ -36,7 +37,7 @@ export function Keys() {
       <${Card} title="Keys"><${Fault} error=${error} />
         ${data ? html`<${Table} label="API keys" empty="No keys yet." columns=${["Name", "Scope", "Prefix", "Last used", "State", ""]}
           rows=${data.data.map((/** @type {any} */ key) => [
-            key.name, key.scope, html`<span class="mono">${key.hint}</span>`, key.last_used_at ? ago(key.last_used_at) : "never",
+            key.name, capital(key.scope), html`<span class="mono">${key.hint}</span>`, key.last_used_at ? ago(key.last_used_at) : "never",
             key.revoked_at ? "revoked" : "active",
             key.revoked_at ? "" : html`<${Action} kind="small danger" label=${`Revoke ${key.name}`} confirm=${`Revoke ${key.name}?`} work=${async () => { await remove(`/v1/keys/${key.id}`); reload(); }}>Revoke<//>`,
           ])} />` : error ? null : html`<${Loading} />`}

@@ -11,6 +11,7 @@ import { methodTitle, useLoaded, useOffer, useTitle, useUploadNames } from "../h
 import { describedModel, domainName, modelName, runsIn, stateName, textName, titleOf } from "../words.js";
 import { qualityKind } from "./job/verdict.js";
 import { NotFound } from "./missing.js";
+import { AddSize } from "./sweep/add-size.js";
 import { nextSmaller, pointName, qualityOn, recommended, textsOf } from "./sweep/points.js";
 import { TradeOff } from "./sweep/trade-off.js";
 
@@ -43,6 +44,7 @@ export function Sweeps() {
 export function Sweep({ id }) {
   const { data, error, reload } = useLoaded((signal) => get(`/v1/sweeps/${id}`, signal), [id], 3);
   const [chosen, setText] = useState(/** @type {string | null} */ (null));
+  const [adding, setAdding] = useState(false);
   const uploads = useUploadNames();
   const offer = useOffer();
   useTitle(data ? `${stateName(data.state)} · ${titleOf(data, uploads)}` : "Sweep");
@@ -51,7 +53,8 @@ export function Sweep({ id }) {
   const texts = textsOf(data);
   const text = chosen && texts.includes(chosen) ? chosen : texts[0];
   const best = text ? recommended(data, text) : null;
-  return html`<${Head} sweep=${data} best=${best} uploads=${uploads} offer=${offer} reload=${reload} />
+  return html`<${Head} sweep=${data} best=${best} uploads=${uploads} offer=${offer} reload=${reload} add=${() => setAdding(!adding)} />
+    ${adding ? html`<${AddSize} sweep=${data} close=${() => setAdding(false)} reload=${reload} />` : null}
     <${Fault} error=${error} />
     ${best ? html`<${Advice} sweep=${data} best=${best} text=${text} uploads=${uploads} offer=${offer} />` : null}
     ${text ? html`<${TradeOff} sweep=${data} texts=${texts} text=${text} setText=${setText} best=${best} uploads=${uploads} offer=${offer} />` : null}
@@ -59,8 +62,8 @@ export function Sweep({ id }) {
     <div class="card"><${Results} sweep=${data} texts=${texts} best=${best} uploads=${uploads} offer=${offer} /></div>`;
 }
 
-/** @param {{ sweep: any, best: any, uploads: import("../words.js").Names, offer: any, reload: () => void }} props */
-function Head({ sweep, best, uploads, offer, reload }) {
+/** @param {{ sweep: any, best: any, uploads: import("../words.js").Names, offer: any, reload: () => void, add: () => void }} props */
+function Head({ sweep, best, uploads, offer, reload, add }) {
   const ids = sweep.jobs.map((/** @type {any} */ job) => job.id);
   const cancel = async () => {
     await post(`/v1/sweeps/${sweep.id}/cancel`);
@@ -70,6 +73,7 @@ function Head({ sweep, best, uploads, offer, reload }) {
   return html`<${PageHead} trail=${[["#/sweeps", "Sweeps"]]} title=${html`${titleOf(sweep, uploads)} <${State} state=${sweep.state} />`} about=${about}>
     ${sweep.progress.fraction < 1 ? html`<${Action} kind="danger" confirm="Cancel all jobs of this sweep that have not ended?" work=${cancel}>Cancel all<//>` : null}
     ${ids.length > 1 && ids.length <= 20 ? html`<a class="button" href=${`#/compare?jobs=${ids.join(",")}`}>Compare jobs</a>` : null}
+    <button type="button" onClick=${add}>Add a size</button>
     <button type="button" onClick=${() => saveSweep(sweep, uploads)}>Export CSV</button>
     ${best ? html`<a class="button main" href=${`#/jobs/${best.job_id}`}>Use the ${pointName(sweep, best, offer)} result</a>` : null}
   <//>`;
@@ -97,7 +101,7 @@ function Sizes({ sizes }) {
 /** @param {{ sweep: any, texts: string[], best: any, uploads: import("../words.js").Names, offer: any }} props */
 function Results({ sweep, texts, best, uploads, offer }) {
   const columns = ["Removed", "Method", "State", "Trade-off", "Parameters\u00a0", "Weights\u00a0", ...texts.map((text) => `Perplexity, ${textName(text, uploads)}\u00a0`),
-    "KL, nats/token\u00a0", "Same top token\u00a0", "Generation\u00a0", "Time\u00a0", "Memory\u00a0"];
+    "KL, nats/token\u00a0", "Same top token\u00a0", "Generation\u00a0", "Time\u00a0", "Peak memory of the job\u00a0"];
   return html`<${Table} label="Jobs of the sweep" columns=${columns} rows=${[
     ...(sweep.dense ? [["–", ORIGINAL, "", "", count(sweep.dense.params), bytes(sweep.dense.bytes), ...texts.map((text) => perplexity(sweep.dense.quality[text])), "", "", "", "", ""]] : []),
     ...sweep.pareto.map((/** @type {any} */ point) => row(sweep, point, texts, best, offer)),

@@ -8,6 +8,7 @@ import { Card, Fault, Loading, Note, PageHead, State } from "../components/basic
 import { Table } from "../components/table.js";
 import { ago } from "../format.js";
 import { useLoaded } from "../hooks.js";
+import { webhookEvent } from "../words.js";
 
 /** @type {Record<string, string>} reasons for which the service disables a webhook */
 const REASONS = { gone: "off: the receiver said that it is gone", failing: "off: too many deliveries failed" };
@@ -34,7 +35,7 @@ export function Webhooks() {
       <${Card} title="Webhooks of this project"><${Fault} error=${error} />
         ${data ? html`<${Table} label="Webhooks" empty="No webhooks yet." columns=${["URL", "Events", "State", ""]}
           rows=${data.data.map((/** @type {any} */ webhook) => [
-            html`<span class="mono">${webhook.url}</span>`, webhook.events.join(", "), webhook.enabled ? "on" : REASONS[webhook.disabled_reason] || "off",
+            html`<span class="mono">${webhook.url}</span>`, webhook.events.map(webhookEvent).join(", "), webhook.enabled ? "on" : REASONS[webhook.disabled_reason] || "off",
             html`<span class="actions">
               <button type="button" class="small" aria-expanded=${open === webhook.id ? "true" : "false"} onClick=${() => setOpen(open === webhook.id ? null : webhook.id)}>Deliveries</button>
               <${Action} kind="small" work=${async () => { await post(`/v1/webhooks/${webhook.id}/test`); setOpen(webhook.id); }}>Send test<//>
@@ -53,7 +54,7 @@ function Deliveries({ id }) {
     <${Fault} error=${error} />
     ${data ? html`<${Table} label="Deliveries" empty="Nothing was delivered yet." columns=${["Event", "State", "Attempts\u00a0", "Response", "Created", ""]}
       rows=${data.data.map((/** @type {any} */ delivery) => [
-        delivery.type, html`<${State} state=${delivery.state} />`, delivery.attempts, delivery.last_status || delivery.last_error || "", ago(delivery.created_at),
+        webhookEvent(delivery.type), html`<${State} state=${delivery.state} />`, delivery.attempts, delivery.last_status || delivery.last_error || "", ago(delivery.created_at),
         delivery.state === "pending" ? "" : html`<${Action} kind="small" work=${async () => { await post(`/v1/webhooks/${id}/deliveries/${delivery.id}/redeliver`); reload(); }}>Redeliver<//>`,
       ])} />` : html`<${Loading} />`}
   <//>`;

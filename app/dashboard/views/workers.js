@@ -52,10 +52,16 @@ function Doing({ device }) {
   return html`<ul class="bare">${device.jobs.map((/** @type {any} */ running) => html`<li>${doing(running)}</li>`)}</ul>`;
 }
 
+/** Memory that a job holds. @param {any} running */
+function held({ memory_bytes: host, gpu_memory_bytes: gpu }) {
+  const parts = [gpu ? `${bytes(gpu)} of the GPU` : "", host ? `${bytes(host)} of the host` : ""].filter(Boolean);
+  return parts.length ? `, holds ${parts.join(" and ")}` : "";
+}
+
 /** @param {any} running a job that a device runs; one of another project has no id */
 function doing(running) {
   if (!running.job_id) return "A job of another project";
   const step = running.state === "running" ? (running.stage ? stageName(running.stage) : "Starting") : stateName(running.state);
   const fraction = running.fraction === null || running.fraction === undefined ? "" : `, ${percent(running.fraction, 0)}`;
-  return html`<a class="mono" href=${`#/jobs/${running.job_id}`}>${running.job_id}</a> <span class="dim">${step}${fraction}</span>`;
+  return html`<a class="mono" href=${`#/jobs/${running.job_id}`}>${running.job_id}</a> <span class="dim">${step}${fraction}${held(running)}</span>`;
 }

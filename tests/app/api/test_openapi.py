@@ -65,6 +65,7 @@ def test_every_route_is_described_with_its_problem_responses() -> None:
         "/v1/sweeps",
         "/v1/sweeps/{sweep_id}",
         "/v1/sweeps/{sweep_id}/cancel",
+        "/v1/sweeps/{sweep_id}/ratios",
         "/v1/webhooks",
         "/v1/webhooks/{webhook_id}",
         "/v1/webhooks/{webhook_id}/deliveries",

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from fastapi.testclient import TestClient
 
+from app.domain.errors import SweepNotFoundError
 from app.domain.job import JobError
 from app.domain.principal import Principal, Scope
 from app.services import claims, sweeps
@@ -54,6 +55,31 @@ def test_a_sweep_queues_an_ordinary_job_for_each_ratio(client: TestClient) -> No
         assert [event["type"] for event in events] == ["queued"]
     assert client.get(sweep["urls"]["self"]).json() == sweep
     assert client.get(sweep["urls"]["compare"]).status_code == 200
+
+
+def test_more_ratios_are_queued_with_the_sweeps_settings(
+    client: TestClient, resources: Resources
+) -> None:
+    sweep = created(client)
+    more = f"{sweep['urls']['self']}/ratios"
+    for _ in range(2):  # repeating it is harmless
+        answer = client.post(more, json={"ratios": [0.3, 0.25]})
+        assert answer.status_code == 202
+        assert answer.json()["ratios"] == [*BODY["ratios"], 0.25]
+    jobs = {job["compression"]["ratio"]: job for job in answer.json()["jobs"]}
+    assert sorted(jobs) == [0.2, 0.25, 0.3, 0.4]
+    alike = [jobs[ratio] | {"compression": None} for ratio in (0.25, 0.3)]
+    for name in ("model", "evaluation", "labels", "priority", "sweep_id"):
+        assert alike[0][name] == alike[1][name]
+    settings = jobs[0.3]["compression"] | {"ratio": 0.25}
+    assert jobs[0.25]["compression"] == settings
+    assert client.get(f"/v1/jobs?sweep={sweep['id']}&state=queued").json()["data"][0]
+    too_many = client.post(more, json={"ratios": [0.001 * part for part in range(1, 18)]})
+    assert too_many.status_code == 422
+    assert too_many.json()["errors"][0]["pointer"] == "/ratios"
+    assert client.post("/v1/sweeps/sweep_missing/ratios", json={"ratios": [0.5]}).status_code == 404
+    with pytest.raises(SweepNotFoundError):
+        sweeps.add_ratios(resources, STRANGER, sweep["id"], [0.5])
 
 
 def test_a_list_of_jobs_is_filtered_by_sweep(client: TestClient, resources: Resources) -> None:

@@ -7,7 +7,7 @@ from io import StringIO
 import pytest
 from rich.console import Console
 
-from app.cli.progress_display import SECONDS_BETWEEN_LINES, remaining, step_lines
+from app.cli.progress_display import SECONDS_BETWEEN_LINES, remaining, step_lines, step_text
 from intraslice_core.progress import ProgressEvent, Stage
 
 
@@ -63,6 +63,15 @@ def test_every_stage_has_a_line_and_sub_steps_follow_at_intervals() -> None:
         "  measuring sensitivity, layer 9/30 (25%, 1 to 2 minutes left)",
         "[compress] layer 0",
     ]
+
+
+def test_a_step_names_its_layer_unless_the_message_does() -> None:
+    step = event(eta=None, low=None, high=None, stage=Stage.ALLOCATE, message="measuring: reading")
+    assert step_text(step) == "measuring: reading"
+    in_layer = step.model_copy(update={"layer": 11, "layers": 30})
+    assert step_text(in_layer) == "measuring (12/30): reading"
+    compressing = {"stage": Stage.COMPRESS, "message": "layer 12/30: refitting"}
+    assert step_text(in_layer.model_copy(update=compressing)) == "layer 12/30: refitting"
 
 
 def test_the_next_run_of_a_sweep_begins_again() -> None:

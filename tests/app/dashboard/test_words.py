@@ -9,16 +9,22 @@ from typing import get_args, get_origin
 
 import pytest
 from pydantic import BaseModel
+from starlette.routing import Route
 
+from app.api.audit_trail import UNKNOWN_ROUTE
 from app.domain.errors import ServiceError
+from app.domain.events import EventType
 from app.domain.lifecycle import State
 from app.domain.model_source import ModelSource
 from app.domain.service import HandOffTarget
 from app.domain.upload import UploadState
 from app.domain.worker import WaitingCode
+from app.main import create_app
 from app.services import claims
+from app.settings import Settings
 from intraslice_core.config import (
     Allocation,
+    Allocator,
     CompressionConfig,
     EvaluationConfig,
     RecoveryLoss,
@@ -87,10 +93,24 @@ def test_every_failure_of_a_job_has_words() -> None:
         ("TEXT_NAMES", {*NAMED, WEB}),
         ("RECOVERY_NAMES", {*get_args(RecoveryLoss)}),
         ("REGISTRIES", {*HandOffTarget}),
+        ("EVENT_NAMES", {*EventType}),
+        ("ALLOCATION_NAMES", {*get_args(Allocation), *get_args(Allocator)}),
     ],
 )
 def test_every_value_of_the_api_has_a_name(table: str, values: set[str]) -> None:
     assert {str(value) for value in values} <= keys("words.js", table)
+
+
+def test_every_call_of_the_audit_log_has_a_name() -> None:
+    calls = {
+        f"{method} {route.path}"
+        for route in create_app(Settings()).routes
+        if isinstance(route, Route)
+        for method in (route.methods or set()) - {"GET", "HEAD", "OPTIONS"}
+    }
+    table = source("words.js").partition("const CALL_NAMES = {")[2].partition("};")[0]
+    assert calls == set(re.findall(r'^  "(\w+ /[^"]+)": ', table, re.M))
+    assert f'route === "{UNKNOWN_ROUTE}"' in source("words.js")
 
 
 def settings_of(config: type[BaseModel], path: str) -> Iterator[str]:

@@ -9,7 +9,7 @@ import pytest
 from fastapi.testclient import TestClient
 from sqlalchemy import text
 
-from app.domain.job import JobError
+from app.domain.job import JobError, Progress
 from app.domain.lifecycle import State
 from app.domain.principal import OPERATOR, Scope
 from app.domain.worker import GIB, FreeSlots, Slot, WaitingCode
@@ -18,6 +18,7 @@ from app.services.monitoring import measure_backlog, service_status
 from app.services.resources import Resources
 from app.services.watching import Watching
 from app.telemetry.outages import DATABASE, Outages
+from intraslice_core.progress import Stage
 from tests.app.builders import key_of
 from tests.app.fleets import CPU, HOST_BYTES, cpu, enqueue, gpu, miss_heartbeats, register, slots
 
@@ -354,8 +355,13 @@ def test_the_service_shows_workers_devices_and_their_jobs(
     job = enqueue(resources, device="gpu", gib=10)
     register(resources, "worker", gpu(24), gpu(80))
     first, second = slots(gpu(24), gpu(80))
-    assert claims.claim_next_job(resources, "worker", FreeSlots.of(second)) is not None
+    claimed = claims.claim_next_job(resources, "worker", FreeSlots.of(second))
+    assert claimed is not None
     assert claims.claim_next_job(resources, "worker", FreeSlots.of(first)) is None
+    progress = Progress(
+        fraction=0.1, message="reading", memory_bytes=3 * GIB, gpu_memory_bytes=9 * GIB
+    )
+    claims.record_progress(resources, claimed.lease, Stage.LOAD, progress, log=False)
     status = client.get("/v1/service").json()
     (worker,) = status["fleet"]
     assert (worker["id"], worker["host_memory_bytes"]) == ("worker", HOST_BYTES)
@@ -364,6 +370,7 @@ def test_the_service_shows_workers_devices_and_their_jobs(
     assert busy["dtypes"] == ["float32", "bfloat16", "float16"]
     (running,) = busy["jobs"]
     assert (running["job_id"], running["state"]) == (job.id, State.RUNNING)
+    assert (running["memory_bytes"], running["gpu_memory_bytes"]) == (3 * GIB, 9 * GIB)
     assert (status["workers"], status["busy_workers"]) == (1, 1)
     fleet.unregister(resources, "worker")
     assert client.get("/v1/service").json()["fleet"] == []
@@ -407,6 +414,8 @@ def test_jobs_of_other_projects_are_shown_without_details(
             "state": "running",
             "stage": None,
             "fraction": None,
+            "memory_bytes": None,
+            "gpu_memory_bytes": None,
             "claimed_at": None,
         }
     ]

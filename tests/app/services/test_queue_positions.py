@@ -10,12 +10,15 @@ import pytest
 
 from app.adapters.database import job_rows
 from app.adapters.database.engine import Transaction
-from app.domain.job import Job, JobFilter
+from app.domain.job import Job, JobFilter, Progress
 from app.domain.lifecycle import State
 from app.domain.principal import OPERATOR
 from app.services import claims, jobs
+from app.services.queue_forecast import forecast
 from app.services.resources import Resources
+from intraslice_core.progress import Stage
 from tests.app.builders import make_request, queued
+from tests.app.fleets import CPU, register, with_long_leases
 
 pytestmark = [pytest.mark.postgres, pytest.mark.broker]
 OTHER = replace(OPERATOR, project_id="other")
@@ -68,3 +71,26 @@ def test_a_job_that_leaves_the_queue_before_its_place_is_read_is_running(
     monkeypatch.setattr(job_rows, "positions", claimed_first)
     found = jobs.get_job(resources, OPERATOR, job.id)
     assert (found.state, found.queue_position) == (State.RUNNING, None)
+
+
+def test_the_start_of_a_new_job_is_forecast_from_the_projects_running_ones(
+    resources: Resources,
+) -> None:
+    def expected(project_id: str = OPERATOR.project_id, priority: int = 5) -> tuple[object, ...]:
+        queue = forecast(resources, project_id, priority)
+        return queue.jobs_ahead, queue.seconds
+
+    assert expected() == (0, None), "without workers"
+    register(resources, "worker-1", CPU)
+    assert expected() == (0, 0.0)
+    queued(resources)
+    claimed = claims.claim_next_job(with_long_leases(resources), "worker-1")
+    assert claimed is not None
+    assert expected() == (0, None), "the worker has not estimated it"
+    progress = Progress(fraction=0.5, message="", eta_seconds=90.0)
+    claims.record_progress(resources, claimed.lease, Stage.COMPRESS, progress, log=False)
+    assert expected() == (0, 90.0)
+    assert expected(OTHER.project_id) == (0, None), "progress of other projects is not revealed"
+    queued(resources)
+    assert expected() == (1, None), "how long the one ahead takes is not known"
+    assert expected(priority=9) == (0, 90.0)

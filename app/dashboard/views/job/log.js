@@ -4,15 +4,10 @@
 import { html, useEffect, useRef, useState } from "../../vendor/htm-preact.js";
 import { Copy, save } from "../../components/actions.js";
 import { clockTime, number, percent } from "../../format.js";
-import { LOG_WORDS, stateName } from "../../words.js";
+import { EVENT_NAMES, LOG_WORDS } from "../../words.js";
 
 /** @typedef {{ sequence: number, at: string, level: string, stage: string, text: string }} Entry */
 
-/** @type {Record<string, string>} */
-const TYPES = {
-  started: "a worker has started", pause_requested: "pause requested", resumed: "resumed", cancel_requested: "cancellation requested",
-  requeued: "queued again", retried: "retried",
-};
 const LEVELS = ["debug", "info", "warning", "error", "critical"];
 /** Filters: least severe level that is shown, and its name. @type {[string, string][]} */
 const FILTERS = [["debug", "All lines"], ["warning", "Warnings and errors"], ["error", "Errors only"]];
@@ -26,7 +21,7 @@ function eventEntry(event) {
   if (type === "progress") return { ...common, stage: data.stage, text: `${data.message}${finished(data.finished)}` };
   const { message, code } = data.error || data;
   const detail = message || data.reason || data.worker;
-  return { ...common, stage: "job", text: `${TYPES[type] || stateName(type).toLowerCase()}${detail ? `: ${detail}` : ""}${code ? ` (${code})` : ""}` };
+  return { ...common, stage: "job", text: `${type === "started" ? "a worker has started" : EVENT_NAMES[type] || type}${detail ? `: ${detail}` : ""}${code ? ` (${code})` : ""}` };
 }
 
 /** @param {any} line @returns {Entry} */

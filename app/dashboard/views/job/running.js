@@ -15,45 +15,52 @@ import { Waiting } from "./waiting.js";
 import { WorkerCard } from "./worker.js";
 
 /** @param {{ job: any, events: any[], lines: any[], service: any }} props */
-export const Running = ({ job, events, lines, service }) => html`
-  ${job.state === "running" ? html`<${Progress} job=${job} events=${events} />` : html`<${Waiting} job=${job} service=${service} />`}
+export function Running({ job, events, lines, service }) {
+  const sizes = useExpected(job);
+  return html`${job.state === "running" ? html`<${Progress} job=${job} events=${events} />` : html`<${Waiting} job=${job} service=${service} />`}
   <div class="two">
     <div class="stack"><${Widths} job=${job} events=${events} /><${Log} job=${job} events=${events} lines=${lines} /></div>
     <aside class="stack" aria-label="About this run">
-      <${Expected} job=${job} />
-      <${WorkerCard} job=${job} service=${service} />
+      <${Expected} sizes=${sizes} />
+      <${WorkerCard} job=${job} service=${service} expected=${sizes?.peak_memory_bytes} />
       <${Work} job=${job} events=${events} />
       <${Elsewhere} job=${job} />
     </aside>
   </div>`;
+}
 
 /** @param {{ job: any, events: any[] }} props */
 function Progress({ job, events }) {
   const left = useSteadyEta(job);
   const { progress } = job;
-  const step = !progress ? "Starting…" : job.stage === "compress" && progress.layers ? `Compressing layer ${progress.layer + 1} of ${progress.layers}` : `${stageName(job.stage)}${progress.layers ? `, layer ${progress.layer + 1} of ${progress.layers}` : ""}`;
+  const step = !progress ? "Starting…" : job.stage === "compress" && progress.layers ? `Compressing layer ${progress.layer + 1} of ${progress.layers}` : stageName(job.stage);
+  const detail = progress ? stepText(progress, job.stage) : "";
   return html`<section class="card gap" aria-label="Progress"><div class="body stack">
     <p class="spread"><span><span class="fraction">${percent(progress?.fraction ?? 0, 0)}</span> <span class="sub">${step}</span></span>
       <span class="sub small">${!progress ? "" : left === null ? "Time left: estimating…" : html`<b>${leftText(job, left)}</b> left · done by about ${endTime(left)}`}</span></p>
     <progress max="1" value=${progress?.fraction ?? 0} aria-label="Progress"></progress>
     <${Stages} job=${job} events=${events} />
-    ${progress?.message ? html`<p class="sub small" role="status">${stepText(progress.message)}</p>` : null}
+    ${detail ? html`<p class="sub small" role="status">${detail}</p>` : null}
   </div></section>`;
 }
 
 /** @param {number} left */
 const endTime = (left) => new Date(Date.now() + 1000 * left).toLocaleTimeString([], { hour: "2-digit", minute: "2-digit" });
 
-/** What the settings are estimated to give. @param {{ job: any }} props */
-function Expected({ job }) {
+/** The estimate of a job's sizes; null without one, for instance of a model that only workers can read. @param {any} job @returns {any} */
+function useExpected(job) {
   const [sizes, setSizes] = useState(/** @type {any} */ (null));
   useEffect(() => {
     const stop = new AbortController();
     const body = { model: job.model, compression: job.compression, evaluation: job.evaluation };
-    // Without an estimate, for instance of a model that only workers can read, there is no card.
     post("/v1/jobs:validate", body, {}, stop.signal).then((validation) => setSizes(validation.estimate), () => setSizes(null));
     return () => stop.abort();
   }, [job.id]);
+  return sizes;
+}
+
+/** What the settings are estimated to give. @param {{ sizes: any }} props */
+function Expected({ sizes }) {
   if (!sizes) return null;
   return html`<${Card} title="Expected result"><${Facts} pairs=${[
     ["Whole model", html`<b>${percent(1 - sizes.params_after / sizes.params_before)} smaller</b>`],

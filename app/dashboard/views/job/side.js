@@ -8,7 +8,7 @@ import { Card, Facts } from "../../components/basics.js";
 import { CopiedCode } from "../../components/code.js";
 import { number } from "../../format.js";
 import { methodTitle } from "../../hooks.js";
-import { describedModel, mixtureName, sentence } from "../../words.js";
+import { allocationName, describedModel, mixtureName, sentence } from "../../words.js";
 import { HandOffs } from "./hand-offs.js";
 import { directoryName } from "./snippets.js";
 
@@ -56,7 +56,7 @@ export function Provenance({ job, report, uploads, offer, reload }) {
     <${Facts} pairs=${[
       ["Base model", describedModel(job.model, uploads)],
       ["Licence", report?.base_licence],
-      ["Method", report ? `${methodTitle(offer, report.method)}, IntraSlice ${report.engine_version}${report.allocation ? `, allocation ${report.allocation.allocator}` : ""}` : methodTitle(offer, job.compression.method)],
+      ["Method", report ? `${methodTitle(offer, report.method)}, IntraSlice ${report.engine_version}${report.allocation ? `, allocation: ${allocationName(report.allocation.allocator)}` : ""}` : methodTitle(offer, job.compression.method)],
       ["Calibration", `${calibration.samples} × ${calibration.sequence_length} tokens: ${mixtureName(calibration.source, uploads)}`],
       ["Device", report?.device],
       ["Files", html`${until} ${job.expired_at ? null : html`<${Action} kind="small" work=${pin}>${job.pinned ? "Unpin" : "Pin"}<//>`}`],

@@ -2,7 +2,7 @@
 /** The worker that runs a job. */
 
 import { html } from "../../vendor/htm-preact.js";
-import { Card, Facts } from "../../components/basics.js";
+import { Bar, Card, Facts } from "../../components/basics.js";
 import { bytes } from "../../format.js";
 import { Health, hostOf } from "../../components/workers.js";
 
@@ -14,8 +14,8 @@ export function placeOf(job, fleet) {
   return null;
 }
 
-/** @param {{ job: any, service: any }} props */
-export function WorkerCard({ job, service }) {
+/** @param {{ job: any, service: any, expected?: number }} props `expected`: estimate of the memory that the job needs, in bytes */
+export function WorkerCard({ job, service, expected }) {
   const place = placeOf(job, service?.fleet || []);
   if (!place) return null;
   const { worker, device } = place;
@@ -26,5 +26,19 @@ export function WorkerCard({ job, service }) {
       [device.kind === "gpu" ? "Memory of the GPU" : "Memory of the host", bytes(device.memory_bytes)],
       ["Memory of the host", device.kind === "gpu" ? bytes(worker.host_memory_bytes) : null],
     ]} />
+    <${MemoryUse} progress=${job.progress} expected=${expected} memory=${device.memory_bytes} />
   <//>`;
+}
+
+/**
+ * Memory that the job holds now: of the GPU where it runs on one, else of the host.
+ * @param {{ progress: any, expected?: number, memory: number }} props `memory`: of the device, in bytes
+ */
+function MemoryUse({ progress, expected, memory }) {
+  const [held, onGpu] = [progress?.gpu_memory_bytes ?? progress?.memory_bytes, Number.isFinite(progress?.gpu_memory_bytes)];
+  if (!held) return null;
+  const most = expected || memory;
+  return html`<div><p class="spread small"><span class="sub">${onGpu ? "Held on the GPU" : "Held by the job"}</span><span>${bytes(held)} of ${bytes(most)}${expected ? " estimated" : ""}</span></p>
+    <${Bar} part=${held / most} label=${`${bytes(held)} of ${bytes(most)}`} />
+    ${onGpu && progress.memory_bytes ? html`<p class="hint">and ${bytes(progress.memory_bytes)} of the host</p>` : null}</div>`;
 }

@@ -1,0 +1,47 @@
+"""Memory that the engine's process holds, for its progress events."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+
+import psutil  # type: ignore[import-untyped]
+
+_SECONDS = 1.0
+"""Time between two measurements: an event may follow every batch."""
+
+
+class MemoryMeter:
+    """Memory of this process, measured at most once a second.
+
+    Args:
+        clock: current time in seconds.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._process = psutil.Process()
+        self._measured: float | None = None
+        self._fields: dict[str, int | None] = {}
+
+    def fields(self) -> dict[str, int | None]:
+        """Return the fields of a progress event: resident bytes, and bytes reserved on the GPU."""
+        now = self._clock()
+        if self._measured is None or now - self._measured >= _SECONDS:
+            self._measured = now
+            resident = int(self._process.memory_info().rss)
+            self._fields = {"memory_bytes": resident, "gpu_memory_bytes": _reserved_bytes()}
+        return self._fields
+
+
+def _reserved_bytes() -> int | None:
+    """Return what torch has reserved on this process's GPU; None unless it computes on one.
+
+    torch is not imported for it, and may be only in part while another thread imports it.
+    """
+    cuda = getattr(sys.modules.get("torch"), "cuda", None)
+    is_initialized = getattr(cuda, "is_initialized", None)
+    if cuda is None or is_initialized is None or not is_initialized():
+        return None
+    return int(cuda.memory_reserved())

@@ -231,7 +231,7 @@ class Attempt:
                 hidden_states_every_seconds=self._resources.settings.resume_state_seconds,
             ),
             speeds=self._resources.settings.data_dir / _SPEEDS,
-            jobs_at_once=1 if self._slots is None else self._slots.device.jobs_at_once,
+            jobs_at_once=self._slots[0].device.jobs_at_once if self._slots else 1,
             visible_devices=self._placement.visible_devices,
         )
         child = self._start_child(request, self._directory / "child.log")

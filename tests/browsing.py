@@ -96,6 +96,8 @@ def copied(page: Page, name: str) -> str:
     """Press the button that copies a text, and return what is on the clipboard."""
     page.context.grant_permissions(["clipboard-read", "clipboard-write"])
     button = page.get_by_role("button", name=f"Copy {name}")
+    # For two seconds it still says so of the last text.
+    expect(button).not_to_have_text("Copied")
     button.click()
     expect(button).to_have_text("Copied")
     text: str = page.evaluate("navigator.clipboard.readText()")

@@ -82,9 +82,8 @@ def test_the_cut_of_every_layer_is_at_its_retained_fraction() -> None:
     assert numbers(cut)[::2] == pytest.approx(places, abs=0.1)
     for layer, fraction in enumerate((0.25, 0.75)):
         retained = [bar for bar in bars(figure.svg, layer) if bar.get("fill") == "var(--s1)"]
-        assert extent(retained) == pytest.approx(
-            (left, left + (right - left) * fraction), abs=0.1
-        )
+        ends = (left, left + (right - left) * fraction)
+        assert extent(retained) == pytest.approx(ends, abs=0.1)
     assert figure.table.rows == (("0", "1", "4", "50.0 %"), ("1", "3", "4", "95.0 %"))
 
 
@@ -102,7 +101,7 @@ def test_larger_values_are_darker_and_removed_ones_have_another_colour() -> None
 
 
 def opacity(ratio: float) -> float:
-    """Return the opacity of a value, given its ratio to the largest: eight shades, three decades."""
+    """Return the opacity by a value's ratio to the largest: eight shades over three decades."""
     return (1 + round(7 * (1 + math.log10(ratio) / 3))) / 8
 
 

@@ -148,6 +148,7 @@ def _draw_sizes(axes: Axes, row: _Row) -> Mapping[str, Sequence[str]]:
         retained, axes.bar(retained, heights, _BAR_SHARE, color=SERIES[row.index]), strict=True
     ):
         bar.set_gid(f"bar-{row.index}-{layer}")
+        bar.set_in_layout(False)  # it is inside the axes, and hundreds would cost seconds
         tooltips[f"bar-{row.index}-{layer}"] = (row.text(layer),)
     if removed:
         zeros = [0.0] * len(removed)
@@ -255,6 +256,7 @@ def _draw_shades(axes: Axes, layers: Sequence[LayerSpectrum]) -> Mapping[str, Se
     tooltips: dict[str, Sequence[str]] = {}
     for number, (run, bar) in enumerate(zip(runs, bars, strict=True)):
         bar.set_gid(f"cells-{number}")
+        bar.set_in_layout(False)
         tooltips[f"cells-{number}"] = (row_text(layers[run.row]),)
     return tooltips
 

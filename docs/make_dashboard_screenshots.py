@@ -1,23 +1,28 @@
 """Take screenshots of every dashboard view, light and dark, at three widths.
 
     python -m docs.make_dashboard_screenshots [--url http://127.0.0.1:8000] [--out screenshots]
+    python -m docs.make_dashboard_screenshots --quick | --tiny [--out screenshots]
     python -m docs.make_dashboard_screenshots --invented [--report FILE] [--out screenshots]
 
 The first compresses a real model: the service is started on a temporary directory, as `intraslice
 up` does, or is the one at `--url`. A browser then does what a new user would: press "New job" and
 "Start compression", watch, and press "Download model". A sweep, a text and a key follow for the
-other views.
+other views. With `--quick` the jobs take little text and a fast method, with `--tiny` they compress
+a random model of a few kilobytes, whose figures mean nothing: minutes in both cases.
 
-The second takes every view and every state of a job within minutes, with jobs that are invented by
+The last takes every view and every state of a job within minutes, with jobs that are invented by
 the helpers of the tests; succeeded ones have the figures of `--report`.
 
-Files are named after view, width and colours; pictures of the documentation are copied to
-docs/images. `CHROMIUM` names the browser; otherwise it is searched on the PATH.
+Files are named after view, width and colours. Pictures of the documentation are copied to
+docs/images, unless their jobs were invented. `CHROMIUM` names the browser; otherwise it is searched
+on the PATH.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
+import os
 import re
 import shutil
 import tempfile
@@ -25,6 +30,7 @@ import time
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from playwright.sync_api import Browser, Page, sync_playwright
@@ -39,23 +45,61 @@ WIDTHS = (1440, 1280, 390)
 HEIGHT = 860
 USUAL = {"width": 1280, "height": HEIGHT}
 JOB_SECONDS = 1800
-SHOWN = ("new",)
-"""Views whose pictures stand in the documentation; they have no invented figures."""
+SHOWN = ("new", "running", "sweep")
+"""Views whose pictures stand in the documentation."""
 ENDED = re.compile("Succeeded|Failed|Cancelled")
 TEXT = "Support ticket: the printer is on fire, and what to do about it.\n" * 400
+FAST_METHOD, DEFAULT_METHOD = "FLAP", "IntraSlice+"
+LITTLE = {"Samples": "32", "Tokens per sample": "128"}
+TINY_LAYERS = 24
 Take = Callable[[Page, str], None]
 
 
-def compress(page: Page, url: str, take: Take, directory: Path) -> Path:
-    """Compress with the form's defaults and download the model; return the ZIP file."""
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    """Work of the real jobs: `model` is a directory of the server, or None for the preset."""
+
+    model: Path | None = None
+    little_text: bool = False
+    fast_method: bool = False
+
+    def enter(self, page: Page) -> None:
+        """Fill in the form of a job or a sweep; what is not named here keeps its default."""
+        if self.model is not None:
+            page.get_by_role("radiogroup", name="Model source").get_by_text("Server path").click()
+            page.get_by_label("Model", exact=True).fill(str(self.model))
+        if not self.little_text:
+            return
+        page.get_by_text("Advanced settings").click()
+        for name in ("Chat (generated)", "Free text (generated)"):
+            page.get_by_role("checkbox", name=name, exact=True).uncheck()
+        for name, value in LITTLE.items():
+            page.get_by_label(name).fill(value)
+        if self.fast_method:
+            self._choose_method(page)
+        page.get_by_text("Advanced settings").click()
+
+    def _choose_method(self, page: Page) -> None:
+        compared = page.get_by_role("group", name="Methods to compare")
+        if compared.count():
+            compared.get_by_role("checkbox", name=DEFAULT_METHOD, exact=True).uncheck()
+            compared.get_by_role("checkbox", name=FAST_METHOD, exact=True).check()
+        else:
+            page.get_by_label("Method", exact=True).select_option(label=FAST_METHOD)
+
+
+def compress(page: Page, url: str, take: Take, work: Work, directory: Path) -> Path:
+    """Compress and download the model; return the ZIP file."""
     page.goto(url)
     page.get_by_text("No jobs yet").wait_for()
     take(page, "first")
     page.get_by_role("link", name="New job").last.click()
     page.get_by_text("→").first.wait_for()
     take(page, "new")
+    work.enter(page)
     page.get_by_role("button", name="Start compression").click()
-    page.get_by_text(re.compile("layer 1[0-9] of ")).wait_for(timeout=1000 * JOB_SECONDS)
+    reached = "[0-9]+" if work.little_text else "1[0-9]"
+    page.get_by_text(re.compile(f"layer {reached} of ")).wait_for(timeout=1000 * JOB_SECONDS)
     take(page, "running")
     page.locator("h1 .state", has_text=ENDED).wait_for(timeout=1000 * JOB_SECONDS)
     if "Succeeded" not in page.locator("h1 .state").inner_text():
@@ -70,19 +114,15 @@ def compress(page: Page, url: str, take: Take, directory: Path) -> Path:
     return archive
 
 
-def sweep(page: Page, url: str, take: Take) -> None:
+def sweep(page: Page, url: str, take: Take, work: Work) -> None:
     """Run and compare a sweep of three jobs on little text."""
     page.goto(f"{url}/#/new?sweep")
     page.get_by_role("region", name="Jobs of the sweep").wait_for()
     page.get_by_role("checkbox", name="10 %").uncheck()
-    page.get_by_text("Advanced settings").click()
+    replace(work, little_text=True).enter(page)
     page.locator("summary", has_text="Evaluation").click()
-    for text in ("Chat (generated)", "Free text (generated)"):
-        page.get_by_role("checkbox", name=text, exact=True).uncheck()
-    page.get_by_label("Samples").fill("16")
     page.get_by_role("checkbox", name="Benchmark speed").uncheck()
     page.locator("summary", has_text="Evaluation").click()
-    page.get_by_text("Advanced settings").click()
     page.get_by_role("button", name="Start sweep (3 jobs)").wait_for()
     page.wait_for_timeout(1500)
     take(page, "new-sweep")
@@ -178,6 +218,9 @@ def camera(out: Path) -> Take:
 
     def take(page: Page, name: str) -> None:
         page.wait_for_timeout(700)
+        # First, because the state of a job may change while the others are taken.
+        if name in SHOWN:
+            page.screenshot(path=out / f"dashboard-{name}.png")
         for width in WIDTHS:
             page.set_viewport_size({"width": width, "height": HEIGHT})
             for colours in ("light", "dark"):
@@ -186,9 +229,6 @@ def camera(out: Path) -> Take:
                 page.screenshot(path=out / f"{name}-{width}-{colours}.png", full_page=True)
         page.emulate_media(color_scheme="light")
         page.set_viewport_size({"width": USUAL["width"], "height": HEIGHT})
-        if name in SHOWN:
-            page.wait_for_timeout(300)
-            page.screenshot(path=out / f"dashboard-{name}.png")
         print(out / name, flush=True)
 
     return take
@@ -214,41 +254,67 @@ def browser() -> Iterator[Browser]:
         started.close()
 
 
-def real(chromium: Browser, take: Take, directory: Path, url: str | None) -> None:
+def tiny_model(directory: Path) -> Path:
+    """Write a random model that jobs of services started later may name."""
+    from tests.intraslice_core.tiny_models import tiny_llama
+
+    os.environ["INTRASLICE_MODEL_ROOTS"] = json.dumps([str(directory)])
+    return tiny_llama(directory / "tiny-llama", num_hidden_layers=TINY_LAYERS)
+
+
+def real(chromium: Browser, take: Take, directory: Path, url: str | None, work: Work) -> None:
     """Compress a model, run a sweep, and take every view."""
     with service_at(url) as service:
         page = opened(chromium)
-        archive = compress(page, service, take, directory)
+        archive = compress(page, service, take, work, directory)
         with zipfile.ZipFile(archive) as files:
             print(archive.name, *files.namelist(), sep="\n  ")
-        sweep(page, service, take)
+        sweep(page, service, take, work)
         manage(page, service, take, directory)
+
+
+def arguments() -> argparse.Namespace:
+    """Return the options of the command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--url", help="URL of a fresh service (default: start one)")
+    kinds = parser.add_mutually_exclusive_group()
+    kinds.add_argument("--quick", action="store_true", help="little text and a fast method")
+    kinds.add_argument("--tiny", action="store_true", help="compress a tiny random model")
+    kinds.add_argument("--invented", action="store_true", help="invent jobs; run none")
+    parser.add_argument("--report", type=Path, help="report of the succeeded jobs of --invented")
+    parser.add_argument("--out", type=Path, default=Path("screenshots"), help="output directory")
+    options = parser.parse_args()
+    if options.report and not options.report.is_file():
+        parser.error(f"--report: {options.report} is not a file")
+    if options.url and options.tiny:
+        parser.error("--tiny: the service at --url may not read this machine's models")
+    return options
 
 
 def main() -> None:
     """Visit every view and take its screenshots."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--url", help="URL of a fresh service (default: start one)")
-    parser.add_argument("--invented", action="store_true", help="invent jobs; run none")
-    parser.add_argument("--report", type=Path, help="report of the succeeded jobs of --invented")
-    parser.add_argument("--out", type=Path, default=Path("screenshots"), help="output directory")
-    arguments = parser.parse_args()
-    if arguments.report and not arguments.report.is_file():
-        parser.error(f"--report: {arguments.report} is not a file")
-    arguments.out.mkdir(parents=True, exist_ok=True)
+    options = arguments()
+    options.out.mkdir(parents=True, exist_ok=True)
     began = time.monotonic()
-    take = camera(arguments.out)
+    take = camera(options.out)
     with (
         tempfile.TemporaryDirectory(prefix="intraslice-screenshots-") as temporary,
         browser() as chromium,
     ):
-        if arguments.invented:
-            invented(chromium, take, Path(temporary), arguments.report)
+        directory = Path(temporary)
+        if options.invented:
+            invented(chromium, take, directory, options.report)
         else:
-            real(chromium, take, Path(temporary), arguments.url)
-    for name in SHOWN:
-        picture = f"dashboard-{name}.png"
-        shutil.copy(arguments.out / picture, Path(__file__).parent / "images" / picture)
+            work = Work(
+                model=tiny_model(directory / "models") if options.tiny else None,
+                little_text=options.quick or options.tiny,
+                fast_method=options.quick,
+            )
+            real(chromium, take, directory, options.url, work)
+    if not options.invented:
+        for name in SHOWN:
+            picture = f"dashboard-{name}.png"
+            shutil.copy(options.out / picture, Path(__file__).parent / "images" / picture)
     print(f"{time.monotonic() - began:.0f} s")
 
 

@@ -1,12 +1,15 @@
-"""The machine's Chromium, marks of its tests, a recorder of a page's requests, and steps."""
+"""The machine's Chromium, marks of its tests, a recorder of a page's requests, checks and steps."""
 
 from __future__ import annotations
 
 import os
 import shutil
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal
 
 import pytest
+from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
@@ -55,6 +58,66 @@ def opened(browser: Browser, url: str, width: int = 1280) -> tuple[Page, PageLog
     return page, log
 
 
+# -- checks of a view ----------------------------------------------------------------------------
+
+NARROW = 390
+WIDTHS = (1440, 1280, NARROW)
+"""Widths in pixels at which every view is checked."""
+COLOURS: tuple[Literal["light", "dark"], ...] = ("light", "dark")
+CUT_OFF = """(selector) => [...document.querySelectorAll(selector)]
+  .filter((box) => box.scrollWidth > box.clientWidth + 1)
+  .map((box) => `${box.getAttribute('aria-label')}: ${box.scrollWidth} > ${box.clientWidth}`)"""
+"""Boxes whose content is wider than they are."""
+NEVER_CUT = "pre, .tabs, .log"
+
+
+def check_layout(page: Page, view: str) -> None:
+    """Check that a view fits and is accessible at every width, in light and in dark."""
+    before = page.viewport_size
+    for width in WIDTHS:
+        page.set_viewport_size({"width": width, "height": 900})
+        page.wait_for_timeout(100)
+        assert page.evaluate("document.documentElement.scrollWidth") <= width, (view, width)
+        boxes = NEVER_CUT if width == NARROW else f"{NEVER_CUT}, .scroll"
+        assert page.evaluate(CUT_OFF, boxes) == [], (view, width)
+        # Contrast depends on the colours, the rest on the width.
+        for colours in COLOURS if width == max(WIDTHS) else COLOURS[:1]:
+            page.emulate_media(color_scheme=colours)
+            assert violations(page) == [], (view, width, colours)
+    if before is not None:
+        page.set_viewport_size(before)
+
+
+def violations(page: Page) -> list[str]:
+    """Return the accessibility violations of a page."""
+    return [
+        f"{violation['id']}: {violation['nodes'][0]['html'][:120]}"
+        for violation in Axe().run(page).response["violations"]
+    ]
+
+
+# -- steps ---------------------------------------------------------------------------------------
+
+
+def copied(page: Page, name: str) -> str:
+    """Press the button that copies a text, and return what is on the clipboard."""
+    page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    button = page.get_by_role("button", name=f"Copy {name}")
+    # For two seconds it still says so of the last text.
+    expect(button).not_to_have_text("Copied")
+    button.click()
+    expect(button).to_have_text("Copied")
+    text: str = page.evaluate("navigator.clipboard.readText()")
+    return text
+
+
+def code_of_result(page: Page, runtime: str) -> str:
+    """Return the code that a result's page offers for a runtime, from the clipboard."""
+    card = page.get_by_role("region", name="Use this model", exact=True)
+    card.get_by_role("tab", name=runtime, exact=True).click()
+    return copied(page, f"Use this model, {runtime}")
+
+
 # -- steps in the form of a new job --------------------------------------------------------------
 
 
@@ -66,3 +129,11 @@ def choose_source(page: Page, name: str) -> None:
 def open_card(page: Page, name: str) -> None:
     """Open a card of the form that is closed at first."""
     page.locator("summary", has_text=name).click()
+
+
+def fill_form(page: Page, model: Path) -> None:
+    """Choose a model of the server, with dimensions that suit a tiny one."""
+    choose_source(page, "Server path")
+    page.get_by_label("Model", exact=True).fill(str(model))
+    page.get_by_text("Advanced settings").click()
+    page.get_by_label("Round dimensions to").fill("2")

@@ -6,28 +6,29 @@ a chart follows the reader's colour scheme; every point has a tooltip.
 
 from __future__ import annotations
 
-import io
-import re
-import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
-from xml.etree import ElementTree
+from typing import TYPE_CHECKING, Literal
 
 from markupsafe import Markup
 
 from intraslice_core.reports.quantities import count
+from intraslice_core.reports.svg import (
+    DENSE,
+    FAINT,
+    SERIES,
+    Description,
+    new_figure,
+    page_element,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.axis import Axis as DrawnAxis
     from matplotlib.figure import Figure
-    from matplotlib.typing import RcKeyType
 
 WIDTH, HEIGHT = 440.0, 270.0
 """Size of a chart in pixels."""
-_POINTS_PER_INCH = 72
-"""Resolution at which a pixel of the page is a point of matplotlib."""
 _INTERVALS = 4
 """Largest number of intervals between ticks."""
 _LAYER_INTERVALS = 8
@@ -38,55 +39,6 @@ _MARKERS = "os^DvP<>Xphd8*"
 _MARKER, _SMALL_MARKER = 6.0, 2.0
 _MOST_MARKED = 64
 """Largest number of full-size markers on a line; more would hide it."""
-
-_INK, _FAINT, _GRID, _DENSE = "#000001", "#000002", "#000003", "#000004"
-_FIRST_SERIES = 16
-_SERIES = tuple(f"#0000{number:02x}" for number in range(_FIRST_SERIES, _FIRST_SERIES + 14))
-_VARIABLES = {_INK: "--text", _FAINT: "--text-3", _GRID: "--border", _DENSE: "--dense"} | {
-    colour: f"--s{number}" for number, colour in enumerate(_SERIES, start=1)
-}
-"""Variable of the page's stylesheet for each colour that is drawn with."""
-
-_STYLE: dict[RcKeyType, Any] = {
-    "axes.autolimit_mode": "round_numbers",
-    "axes.axisbelow": True,
-    "axes.edgecolor": _FAINT,
-    "axes.facecolor": "none",
-    "axes.grid": True,
-    "axes.grid.axis": "y",
-    "axes.labelcolor": _FAINT,
-    "axes.spines.left": False,
-    "axes.spines.right": False,
-    "axes.spines.top": False,
-    "axes.titlecolor": _FAINT,
-    "axes.titlelocation": "left",
-    "axes.titlesize": 11,
-    "axes.xmargin": 0.0,
-    "axes.ymargin": 0.0,
-    "figure.facecolor": "none",
-    "font.size": 11,
-    "grid.color": _GRID,
-    "legend.borderpad": 0.0,
-    "legend.columnspacing": 1.2,
-    "legend.frameon": False,
-    "legend.labelcolor": _INK,
-    "lines.linewidth": 1.6,
-    "svg.fonttype": "none",
-    "text.parse_math": False,  # names may contain dollar signs
-    "xtick.color": _FAINT,
-    "xtick.labelcolor": _INK,
-    "ytick.labelcolor": _INK,
-    "ytick.major.size": 0.0,
-}
-_RC_LOCK = threading.Lock()
-"""matplotlib's settings belong to the process; pages are rendered in several threads."""
-
-_SVG = "{http://www.w3.org/2000/svg}"
-_HREF = "{http://www.w3.org/1999/xlink}href"
-_MARK = "mark"
-"""Class of a marker in the page."""
-# Once: names belong to the process, and another thread may be writing a chart meanwhile.
-ElementTree.register_namespace("", _SVG.strip("{}"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,28 +115,16 @@ class Chart:
 
 def draw(chart: Chart) -> Markup:
     """Draw the chart as an SVG element for an HTML page."""
-    # Pages without charts, and the API's start, do without the half second of this import.
-    from matplotlib import rc_context
-    from matplotlib.figure import Figure
-
-    written = io.StringIO()
-    with _RC_LOCK, rc_context(_STYLE):
-        figure = Figure(
-            figsize=(WIDTH / _POINTS_PER_INCH, HEIGHT / _POINTS_PER_INCH),
-            dpi=_POINTS_PER_INCH,
-            layout="constrained",
-        )
+    with new_figure(WIDTH, HEIGHT) as figure:
         axes = figure.add_subplot()
         for index, series in enumerate(chart.series):
             _draw_series(axes, chart, series, index)
         _set_axes(axes, chart)
         _add_legend(figure, chart.series)
-        figure.savefig(written, format="svg", metadata=dict.fromkeys(_METADATA))
-    return _inline(written.getvalue(), chart)
-
-
-_METADATA = ("Creator", "Date", "Format", "Type")
-"""What matplotlib would write about the file."""
+        description = Description(
+            title=chart.title, text=chart.description, tooltips=dict(_tooltips(chart))
+        )
+        return page_element(figure, description)
 
 
 # -- drawing -------------------------------------------------------------------------------------
@@ -192,7 +132,7 @@ _METADATA = ("Creator", "Date", "Format", "Type")
 
 def _draw_series(axes: Axes, chart: Chart, series: Series, index: int) -> None:
     """Draw one series; its group in the SVG is named after its place, for the tooltips."""
-    colour = _DENSE if series.is_dense else _SERIES[index % len(_SERIES)]
+    colour = DENSE if series.is_dense else SERIES[index % len(SERIES)]
     if chart.style == "bars":
         width = 0.8 / len(chart.series)
         left = [point.x + (index - len(chart.series) / 2 + 0.5) * width for point in series.points]
@@ -232,10 +172,10 @@ def _set_axes(axes: Axes, chart: Chart) -> None:
     axes.set_xlabel(chart.x.label)
     axes.set_title(chart.y.label)
     if chart.y.low < 0.0 < chart.y.high:
-        axes.axhline(0.0, color=_FAINT, linewidth=0.8)
+        axes.axhline(0.0, color=FAINT, linewidth=0.8)
     if chart.diagonal:
         ends = (max(chart.x.low, chart.y.low), min(chart.x.high, chart.y.high))
-        axes.plot(ends, ends, color=_FAINT, linestyle="dashed", linewidth=1.0, zorder=0.5)
+        axes.plot(ends, ends, color=FAINT, linestyle="dashed", linewidth=1.0, zorder=0.5)
     for drawn, axis, set_scale in (
         (axes.xaxis, chart.x, axes.set_xscale),
         (axes.yaxis, chart.y, axes.set_yscale),
@@ -276,7 +216,17 @@ def _add_legend(figure: Figure, series: Sequence[Series]) -> None:
     figure.legend(loc="outside upper left", ncols=columns)
 
 
-# -- the element ---------------------------------------------------------------------------------
+# -- tooltips ------------------------------------------------------------------------------------
+
+
+def _tooltips(chart: Chart) -> Iterator[tuple[str, tuple[str, ...]]]:
+    """Yield the texts of all points by the name of the bar or series that was drawn for them."""
+    for index, series in enumerate(chart.series):
+        texts = tuple(point.text for point in series.points)
+        if chart.style == "bars":
+            yield from ((_bar_name(index, number), (text,)) for number, text in enumerate(texts))
+        else:
+            yield _series_name(index), texts
 
 
 def _series_name(index: int) -> str:
@@ -285,78 +235,3 @@ def _series_name(index: int) -> str:
 
 def _bar_name(index: int, number: int) -> str:
     return f"bar-{index}-{number}"
-
-
-def _inline(document: str, chart: Chart) -> Markup:
-    """Turn matplotlib's document into an element of the page, with title, text and tooltips."""
-    root = ElementTree.fromstring(_with_page_style(document))
-    for name in ("width", "height"):
-        root.attrib.pop(name, None)
-    root.attrib |= {"class": "chart", "role": "img"}
-    for number, (tag, text) in enumerate((("title", chart.title), ("desc", chart.description))):
-        element = ElementTree.Element(f"{_SVG}{tag}")
-        element.text = text
-        root.insert(number, element)
-    groups = {element.get("id"): element for element in root.iter() if element.get("id")}
-    _draw_markers(root, groups)
-    for index, series in enumerate(chart.series):
-        for mark, point in zip(_marks(groups, chart, index), series.points, strict=True):
-            ElementTree.SubElement(mark, f"{_SVG}title").text = point.text
-    for element in root.iter():
-        _take_style_apart(element)
-    _remove_page_wide(root)
-    return Markup(ElementTree.tostring(root, encoding="unicode"))  # ElementTree has escaped it
-
-
-def _with_page_style(document: str) -> str:
-    """Replace the colours by variables of the stylesheet, and leave fonts to it."""
-    for colour, variable in _VARIABLES.items():
-        document = document.replace(colour, f"var({variable})")
-    return re.sub(r'font(-\w+)?: [^;"]*;? ?', "", document)
-
-
-def _draw_markers(
-    root: ElementTree.Element, groups: Mapping[str | None, ElementTree.Element]
-) -> None:
-    """Turn every use of a marker into a path of its own: a page refers to no names."""
-    for use in root.iter(f"{_SVG}use"):
-        marker = groups[use.attrib.pop(_HREF).removeprefix("#")]
-        use.tag = f"{_SVG}path"
-        use.attrib |= {
-            "class": _MARK,
-            "d": marker.attrib["d"],
-            "transform": f"translate({use.attrib.pop('x')} {use.attrib.pop('y')})",
-        }
-
-
-def _marks(
-    groups: Mapping[str | None, ElementTree.Element], chart: Chart, index: int
-) -> Iterator[ElementTree.Element]:
-    """Yield the markers or bars of a series in the order of its points."""
-    if chart.style == "bars":
-        for number in range(len(chart.series[index].points)):
-            yield from groups[_bar_name(index, number)].iter(f"{_SVG}path")
-    else:
-        paths = groups[_series_name(index)].iter(f"{_SVG}path")
-        yield from (path for path in paths if path.get("class") == _MARK)
-
-
-def _take_style_apart(element: ElementTree.Element) -> None:
-    """Replace an element's style by attributes, which the stylesheet may override."""
-    for rule in element.attrib.pop("style", "").split(";"):
-        name, colon, value = rule.partition(":")
-        if colon:
-            element.set(name.strip(), value.strip())
-
-
-def _remove_page_wide(root: ElementTree.Element) -> None:
-    """Remove what would reach beyond the chart: its style sheet, definitions and names.
-
-    Clip paths go, too: nothing is drawn outside the axes.
-    """
-    for parent in list(root.iter()):
-        parent.attrib.pop("id", None)
-        parent.attrib.pop("clip-path", None)
-        for child in list(parent):
-            if child.tag in (f"{_SVG}defs", f"{_SVG}metadata"):
-                parent.remove(child)

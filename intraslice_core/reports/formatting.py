@@ -34,7 +34,7 @@ def _environment() -> Environment:
         lstrip_blocks=True,
         autoescape=True,
     )
-    environment.filters |= {"short": short, "with_code": with_code}
+    environment.filters["with_code"] = with_code
     return environment
 
 
@@ -45,8 +45,3 @@ def with_code(text: str) -> Markup:
         Markup("<code>{}</code>").format(part) if index % 2 else escape(part)
         for index, part in enumerate(parts)
     )
-
-
-def short(number: float) -> str:
-    """Format a coordinate with a tenth of a pixel."""
-    return f"{number:.1f}".rstrip("0").rstrip(".")

@@ -1,68 +1,70 @@
-"""SVG plots of all layers: the retained sizes, and the spectra by which dimensions were removed."""
+"""Plots of all layers: the retained sizes, and the spectra by which dimensions were removed.
+
+Drawn by matplotlib as SVG, as the charts of `intraslice_core.reports.chart` are.
+"""
 
 from __future__ import annotations
 
 import bisect
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
+from typing import TYPE_CHECKING
 
 from markupsafe import Markup
 
-from intraslice_core.plan import LayerPlan, ModelPlan
-from intraslice_core.reports.formatting import rendered, short
+from intraslice_core.plan import LayerPlan
 from intraslice_core.reports.quantities import percent
 from intraslice_core.reports.references import model_name
 from intraslice_core.reports.schema import CompressionReport, SpectrumReport
+from intraslice_core.reports.svg import (
+    BAD,
+    INK,
+    SERIES,
+    Description,
+    document,
+    new_figure,
+    page_element,
+)
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
+
+_BAR_SHARE = 0.8
+"""Width of a bar in units of the distance between layers."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Margins:
-    """Space around the plotting area, in pixels."""
+def _set_layer_ticks(axis: Axis, most: int, layers: Sequence[int]) -> None:
+    """Label at most `most` + 1 evenly spaced positions with the layers that stand there."""
+    from matplotlib import ticker
 
-    left: float
-    right: float
-    top: float
-    bottom: float
+    def label(position: float, _: int | None) -> str:
+        index = round(position)
+        return str(layers[index]) if index in range(len(layers)) else ""
 
-
-def _render_plot(
-    template: str, margins: Margins, size: tuple[float, float], **values: object
-) -> Markup:
-    """Render a plot's template with the edges of its plotting area and its total size.
-
-    Args:
-        template: file name of the template.
-        margins: space around the plotting area.
-        size: width and height of the plotting area, in pixels.
-        **values: further values of the template, which replace the computed ones.
-    """
-    width, height = size
-    edges: dict[str, object] = {
-        "left": margins.left,
-        "right": margins.left + width,
-        "bottom": margins.top + height,
-        "width": margins.left + width + margins.right,
-        "height": margins.top + height + margins.bottom,
-    }
-    return rendered(template, **(edges | values))
+    axis.set_major_locator(
+        ticker.MaxNLocator(most, steps=[1, 2, 5, 10], integer=True, min_n_ticks=1)
+    )
+    axis.set_major_formatter(ticker.FuncFormatter(label))
 
 
-def _labelled_layers(layers: int, most: int) -> range:
-    """Return the evenly spaced layers that are labelled, at most `most`."""
-    return range(0, layers, -(-layers // most))
+def _set_percent_ticks(axis: Axis, ticks: Sequence[float]) -> None:
+    from matplotlib import ticker
+
+    axis.set_major_locator(ticker.FixedLocator(ticks))
+    axis.set_major_formatter(ticker.PercentFormatter(1.0, decimals=0, symbol=" %"))
 
 
 # -- retained sizes ------------------------------------------------------------------------------
 
-SHAPE_ROW = 84.0
-"""Height of a row of bars, in pixels."""
-_SHAPE_GAP = 22.0
-"""Space below a row of bars, in pixels."""
-_SHAPE_MARGINS = Margins(left=128.0, right=16.0, top=58.0, bottom=40.0)
-_WIDEST_BAR = 22.0
+_LAYER_WIDTH = 24.0
 _NARROWEST_PLOT = 480.0
-_MOST_SHAPE_LABELS = 16
+_ROW_HEIGHT = 106.0
+_MARGIN, _HEADING = 56.0, 40.0
+"""Space beside the rows and below them, and above them in a document, in pixels."""
+_MOST_SHAPE_TICKS = 16
 _Size = Callable[[LayerPlan], int]
 _SIZE: dict[str, _Size] = {
     "query heads": lambda layer: layer.num_attention_heads,
@@ -70,30 +72,20 @@ _SIZE: dict[str, _Size] = {
     "value dims": lambda layer: layer.v_head_dim,
     "MLP width": lambda layer: layer.intermediate_size,
 }
-_COLOURS = ("#4477aa", "#228833", "#ccbb44", "#aa3377", "#66ccee", "#ee6677")
-"""Row colours, distinguishable with every kind of colour vision; they recur after the last."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Bar:
-    """Size of one layer in one dimension; a removed one is drawn as a cross."""
+class _Row:
+    """One dimension in all layers; `index` is the place of the row."""
 
-    x: float
-    y: float
-    height: float
-    text: str
-    removed: bool
-
-
-@dataclass(frozen=True, kw_only=True)
-class Row:
-    """One dimension in all layers."""
-
+    index: int
     name: str
     dense: int
-    top: float
-    colour: str
-    bars: tuple[Bar, ...]
+    sizes: tuple[int, ...]
+
+    def text(self, layer: int) -> str:
+        """Describe the size of a layer."""
+        return f"layer {layer}: {self.sizes[layer]} of {self.dense} {self.name}"
 
 
 def shape_plot(report: CompressionReport, *, inline: bool = False) -> Markup:
@@ -101,79 +93,71 @@ def shape_plot(report: CompressionReport, *, inline: bool = False) -> Markup:
 
     Args:
         report: report of the compression.
-        inline: for an HTML page, whose stylesheet may replace the colours of the classes.
+        inline: for an HTML page, whose stylesheet gives the colours.
 
     Returns:
-        An SVG document, or an SVG element where `inline`.
+        The content of an SVG file, or an SVG element where `inline`.
     """
+    rows = _rows(report)
     layers = len(report.plan.layers)
-    step = max(_NARROWEST_PLOT / layers, 6.0)
-    step = min(step, _WIDEST_BAR * 1.25) if layers > 1 else _WIDEST_BAR
-    rows = _shape_rows(report, step)
-    left = _SHAPE_MARGINS.left
-    return _render_plot(
-        "shape_plot.svg.j2",
-        _SHAPE_MARGINS,
-        (layers * step, len(rows) * (SHAPE_ROW + _SHAPE_GAP)),
-        inline=inline,
-        title=f"{model_name(report.model)}: retained size by layer",
-        subtitle=_shape_subtitle(report),
-        rows=rows,
-        ticks=[
-            (left + (layer + 0.5) * step, layer)
-            for layer in _labelled_layers(layers, _MOST_SHAPE_LABELS)
-        ],
-        width=left + max(layers * step, _NARROWEST_PLOT) + _SHAPE_MARGINS.right,
-        bar_width=0.8 * step,
-        row_height=SHAPE_ROW,
+    title = f"{model_name(report.model)}: retained size by layer"
+    subtitle = _shape_subtitle(report)
+    width = max(_MARGIN + layers * _LAYER_WIDTH, _NARROWEST_PLOT)
+    height = len(rows) * _ROW_HEIGHT + _MARGIN + (0.0 if inline else _HEADING)
+    with new_figure(width, height) as figure:
+        places = figure.subplots(len(rows), sharex=True, squeeze=False)[:, 0]
+        tooltips: dict[str, Sequence[str]] = {}
+        for axes, row in zip(places, rows, strict=True):
+            tooltips |= _draw_sizes(axes, row)
+        _set_layer_ticks(places[-1].xaxis, _MOST_SHAPE_TICKS, range(layers))
+        places[-1].set_xlabel("layer")
+        description = Description(
+            title=title,
+            text=f"{subtitle}. Each bar is the retained fraction of the dense size in one layer.",
+            tooltips=tooltips,
+        )
+        if inline:
+            return page_element(figure, description, css_class="shapes")
+        figure.suptitle(f"{title}\n{subtitle}", x=0.01, horizontalalignment="left")
+        return document(figure, description)
+
+
+def _rows(report: CompressionReport) -> tuple[_Row, ...]:
+    """Return the sizes that are plotted; those in the residual stream only where some are cut."""
+    geometry, plan = report.geometry, report.plan
+    dense = geometry.dense_layer()
+    residual = [plan.residual_sizes(layer, geometry) for layer in plan.layers]
+    sizes = {name: (of(dense), tuple(map(of, plan.layers))) for name, of in _SIZE.items()}
+    for name, size in plan.residual_sizes(dense, geometry).items():
+        sizes[name] = (size, tuple(layer[name] for layer in residual))
+    return tuple(
+        _Row(index=index, name=name, dense=size, sizes=of_layers)
+        for index, (name, (size, of_layers)) in enumerate(sizes.items())
     )
 
 
-def _shape_rows(report: CompressionReport, step: float) -> list[Row]:
-    dense = report.geometry.dense_layer()
-    rows = []
-    for index, (name, size) in enumerate(_sizes(report).items()):
-        top = _SHAPE_MARGINS.top + index * (SHAPE_ROW + _SHAPE_GAP)
-        rows.append(
-            Row(
-                name=name,
-                dense=size(dense),
-                top=top,
-                colour=_COLOURS[index % len(_COLOURS)],
-                bars=_bars(report.plan, (name, size), size(dense), (top, step)),
-            )
-        )
-    return rows
-
-
-def _sizes(report: CompressionReport) -> dict[str, _Size]:
-    """Return the sizes that are plotted; those in the residual stream only where some are cut."""
-
-    def size_of(label: str) -> _Size:
-        return lambda layer: report.plan.residual_sizes(layer, report.geometry)[label]
-
-    labels = report.plan.residual_sizes(report.geometry.dense_layer(), report.geometry)
-    return _SIZE | {label: size_of(label) for label in labels}
-
-
-def _bars(
-    plan: ModelPlan, named: tuple[str, _Size], dense: int, place: tuple[float, float]
-) -> tuple[Bar, ...]:
-    (name, size_of), (top, step) = named, place
-    bars = []
-    for index, layer in enumerate(plan.layers):
-        size = size_of(layer)
-        height = SHAPE_ROW * size / dense
-        bars.append(
-            Bar(
-                x=_SHAPE_MARGINS.left + (index + 0.1) * step,
-                y=top + SHAPE_ROW - height,
-                height=height,
-                text=f"layer {index}: {size} of {dense} {name}",
-                removed=size == 0,
-            )
-        )
-    return tuple(bars)
+def _draw_sizes(axes: Axes, row: _Row) -> Mapping[str, Sequence[str]]:
+    """Draw a bar for every layer, and a cross where nothing is left; return the tooltips."""
+    retained = [layer for layer, size in enumerate(row.sizes) if size]
+    removed = [layer for layer, size in enumerate(row.sizes) if not size]
+    tooltips: dict[str, Sequence[str]] = {}
+    heights = [row.sizes[layer] / row.dense for layer in retained]
+    for layer, bar in zip(
+        retained, axes.bar(retained, heights, _BAR_SHARE, color=SERIES[row.index]), strict=True
+    ):
+        bar.set_gid(f"bar-{row.index}-{layer}")
+        bar.set_in_layout(False)  # it is inside the axes, and hundreds would cost seconds
+        tooltips[f"bar-{row.index}-{layer}"] = (row.text(layer),)
+    if removed:
+        zeros = [0.0] * len(removed)
+        (crosses,) = axes.plot(removed, zeros, "x", color=BAD, clip_on=False)
+        crosses.set_gid(f"removed-{row.index}")
+        tooltips[f"removed-{row.index}"] = tuple(map(row.text, removed))
+    axes.set_title(f"{row.name} of {row.dense:,}")
+    axes.set_xlim(-0.5, len(row.sizes) - 0.5)
+    axes.set_ylim(0.0, 1.0)
+    _set_percent_ticks(axes.yaxis, (0.0, 0.5, 1.0))
+    return tooltips
 
 
 def _shape_subtitle(report: CompressionReport) -> str:
@@ -183,9 +167,9 @@ def _shape_subtitle(report: CompressionReport) -> str:
 
 # -- spectra -------------------------------------------------------------------------------------
 
-SPECTRUM_WIDTH = 440.0
-"""Total width of a spectrum plot, in pixels."""
-SPECTRUM_MARGINS = Margins(left=40.0, right=18.0, top=22.0, bottom=40.0)
+_WIDTH = 440.0
+_ABOVE_AND_BELOW = 70.0
+"""Space above and below the rows, in pixels."""
 _COLUMNS = 40
 _SHADES = 8
 _DECADES = 3.0
@@ -193,7 +177,7 @@ _DECADES = 3.0
 _HIGHEST_ROW, _LOWEST_ROW = 14.0, 5.0
 """Limits of a row's height, in pixels."""
 _TALLEST_PLOT = 230.0
-_MOST_SPECTRUM_LABELS = 12
+_MOST_SPECTRUM_TICKS = 12
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -205,21 +189,14 @@ class LayerSpectrum:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _SpectrumRow:
-    layer: int
-    top: float
-    cut: float
-    text: str
-    labelled: bool
+class _Run:
+    """Neighbouring cells of a row that look alike; `left` and `width` as fractions of the row."""
 
-
-@dataclass(frozen=True, kw_only=True)
-class _Shade:
-    """All cells of one shade, as a single path, so that plots of many layers stay small."""
-
-    level: int
+    row: int
+    left: float
+    width: float
+    shade: int
     removed: bool
-    path: str
 
 
 def spectrum_plot(title: str, description: str, layers: Sequence[LayerSpectrum]) -> Markup:
@@ -234,29 +211,23 @@ def spectrum_plot(title: str, description: str, layers: Sequence[LayerSpectrum])
         An SVG element for an HTML page.
     """
     row_height = max(_LOWEST_ROW, min(_HIGHEST_ROW, _TALLEST_PLOT / len(layers)))
-    width = SPECTRUM_WIDTH - SPECTRUM_MARGINS.left - SPECTRUM_MARGINS.right
-    labelled = _labelled_layers(len(layers), _MOST_SPECTRUM_LABELS)
-    rows = [
-        _SpectrumRow(
-            layer=layer.layer,
-            top=SPECTRUM_MARGINS.top + index * row_height,
-            cut=SPECTRUM_MARGINS.left + width * layer.spectrum.kept / layer.spectrum.size,
-            text=row_text(layer),
-            labelled=index in labelled,
+    with new_figure(_WIDTH, _ABOVE_AND_BELOW + len(layers) * row_height) as figure:
+        axes = figure.add_subplot()
+        tooltips = _draw_shades(axes, layers)
+        cuts = [layer.spectrum.kept / layer.spectrum.size for layer in layers]
+        edges = [row - 0.5 for row in range(len(layers) + 1)]
+        axes.stairs(
+            cuts, edges, orientation="horizontal", baseline=None, edgecolor=INK, linewidth=1.5
         )
-        for index, layer in enumerate(layers)
-    ]
-    return _render_plot(
-        "spectrum_plot.svg.j2",
-        SPECTRUM_MARGINS,
-        (width, len(layers) * row_height),
-        title=title,
-        description=description,
-        row_height=row_height,
-        rows=rows,
-        shades=_shades(layers, row_height, width),
-        levels=_SHADES,
-    )
+        axes.grid(visible=False)
+        axes.set_xlim(0.0, 1.0)
+        axes.set_ylim(edges[-1], edges[0])
+        axes.set_title("layer")
+        axes.set_xlabel("rank, most valuable first")
+        _set_percent_ticks(axes.xaxis, (0.0, 0.25, 0.5, 0.75, 1.0))
+        _set_layer_ticks(axes.yaxis, _MOST_SPECTRUM_TICKS, [layer.layer for layer in layers])
+        words = Description(title=title, text=description, tooltips=tooltips)
+        return page_element(figure, words)
 
 
 def row_text(layer: LayerSpectrum) -> str:
@@ -268,22 +239,45 @@ def row_text(layer: LayerSpectrum) -> str:
     )
 
 
-def _shades(layers: Sequence[LayerSpectrum], row_height: float, width: float) -> list[_Shade]:
-    columns = [_columns(layer.spectrum) for layer in layers]
+def _draw_shades(axes: Axes, layers: Sequence[LayerSpectrum]) -> Mapping[str, Sequence[str]]:
+    """Draw the cells of all rows, alike neighbours as one bar; return the tooltips."""
+    from matplotlib.colors import to_rgba
+
+    runs = list(_runs([layer.spectrum for layer in layers]))
+    bars = axes.barh(
+        [run.row for run in runs],
+        [run.width for run in runs],
+        height=1.0,
+        left=[run.left for run in runs],
+        color=[to_rgba(SERIES[run.removed], run.shade / _SHADES) for run in runs],
+    )
+    tooltips: dict[str, Sequence[str]] = {}
+    for number, (run, bar) in enumerate(zip(runs, bars, strict=True)):
+        bar.set_gid(f"cells-{number}")
+        bar.set_in_layout(False)
+        tooltips[f"cells-{number}"] = (row_text(layers[run.row]),)
+    return tooltips
+
+
+def _runs(spectra: Sequence[SpectrumReport]) -> Iterator[_Run]:
+    columns = [_columns(spectrum) for spectrum in spectra]
     highest = max(max(row) for row in columns)
-    step = width / _COLUMNS
-    shape = f"h{short(step)}v{short(row_height)}h-{short(step)}z"
-    paths: dict[tuple[int, bool], list[str]] = {}
-    for index, (layer, row) in enumerate(zip(layers, columns, strict=True)):
-        y = SPECTRUM_MARGINS.top + index * row_height
-        for column, value in enumerate(row):
-            removed = (column + 0.5) / _COLUMNS > layer.spectrum.kept / layer.spectrum.size
-            cell = f"M{short(SPECTRUM_MARGINS.left + column * step)} {short(y)}{shape}"
-            paths.setdefault((_level(value, highest), removed), []).append(cell)
-    return [
-        _Shade(level=level, removed=removed, path="".join(cells))
-        for (level, removed), cells in sorted(paths.items())
-    ]
+    for row, (spectrum, values) in enumerate(zip(spectra, columns, strict=True)):
+        cut = _COLUMNS * spectrum.kept / spectrum.size
+        cells = [
+            (_shade(value, highest), column + 0.5 > cut) for column, value in enumerate(values)
+        ]
+        first = 0
+        for (shade, removed), alike in groupby(cells):
+            width = len(list(alike))
+            yield _Run(
+                row=row,
+                left=first / _COLUMNS,
+                width=width / _COLUMNS,
+                shade=shade,
+                removed=removed,
+            )
+            first += width
 
 
 def _columns(spectrum: SpectrumReport) -> list[float]:
@@ -296,7 +290,7 @@ def _columns(spectrum: SpectrumReport) -> list[float]:
     return values
 
 
-def _level(value: float, highest: float) -> int:
+def _shade(value: float, highest: float) -> int:
     """Return the shade of a value by powers of ten; 1 is the lightest."""
     if value <= 0.0 or highest <= 0.0:
         return 1

@@ -1,4 +1,4 @@
-"""Work done with the dashboard in a real browser: submit, watch, upload, sweep, cancel."""
+"""Work done with the dashboard in a real browser: submit, watch, upload, cancel."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from tests.app.api.serving import serving
 from tests.app.builders import claim_job, in_state, queued, succeeded, weights_on_disk
 from tests.app.fleets import CPU, register, with_long_leases
 from tests.app.generating import answer, claimed
-from tests.browsing import IN_BROWSER, choose_source, chromium, open_card, opened
+from tests.browsing import IN_BROWSER, choose_source, chromium, fill_form, open_card, opened
 from tests.workers.test_worker import tiny_model, worker
 
 browser = chromium
@@ -311,66 +311,6 @@ def test_the_form_creates_a_sweep(
     assert [job.compression.ratio for job in details.jobs] == [0.1, 0.2, 0.3, 0.5]
 
 
-COMPARED = {"magnitude": "Magnitude", "flap": "FLAP", "transact": "TransAct", "auto": "Auto"}
-"""Methods of the sweep with their titles."""
-
-
-def fill_in_comparison(page: Page, model: Path) -> None:
-    """Fill in a sweep of four methods at two ratios, with little text."""
-    fill_form(page, model)
-    for text in ("Chat (generated)", "Free text (generated)"):
-        page.get_by_role("checkbox", name=text, exact=True).first.uncheck()
-    page.get_by_label("Samples").fill("16")
-    page.get_by_label("Tokens per sample").fill("32")
-    open_card(page, "Evaluation")
-    page.get_by_role("checkbox", name="Benchmark speed").uncheck()
-    for ratio in ("10 %", "40 %"):
-        page.get_by_role("checkbox", name=ratio, exact=True).uncheck()
-    methods = page.get_by_role("group", name="Methods to compare")
-    methods.get_by_role("checkbox", name="IntraSlice+", exact=True).uncheck()
-    entry = page.get_by_label("Estimate").get_by_role("status")
-    expect(entry).to_contain_text("at least one method")
-    for title in COMPARED.values():
-        methods.get_by_role("checkbox", name=title, exact=True).check()
-
-
-@pytest.mark.slow
-def test_a_sweep_of_four_methods_at_two_ratios_is_started_and_watched(
-    browser: Browser, settings: Settings, tmp_path: Path
-) -> None:
-    model = tiny_model(tmp_path)
-    with serving(settings) as (url, _), worker(settings, tmp_path / "worker.log"):
-        page, log = opened(browser, f"{url}/#/new?sweep")
-        fill_in_comparison(page, model)
-        table = page.get_by_role("region", name="Jobs of the sweep")
-        expect(table.get_by_role("row")).to_have_count(1 + 8)
-        expect(page.get_by_label("Method", exact=True)).to_have_count(0)
-        page.get_by_role("button", name="Start sweep (8 jobs)").click()
-        expect(page).to_have_url(re.compile(r"#/sweeps/\w+$"))
-        expect(page.locator("h1 .state.running")).to_be_visible(timeout=120_000)
-        expect(page.locator("h1 .state.succeeded")).to_be_visible(timeout=400_000)
-        # The dense model, and every method at both ratios.
-        expect(table.get_by_role("row")).to_have_count(1 + 1 + 8)
-        for title in COMPARED.values():
-            cell = page.get_by_role("cell", name=title, exact=True)
-            rows = table.get_by_role("row").filter(has=cell)
-            expect(rows.locator(".state.succeeded")).to_have_count(2)
-        for text in ("Python docs", "Python code"):
-            page.get_by_label("Text", exact=True).select_option(text)
-            expect(page.get_by_text(f"Perplexity on {text}", exact=True).first).to_be_visible()
-        legend = page.locator(".u-legend").first
-        for name in ("Original", *COMPARED.values()):
-            expect(legend.get_by_text(name, exact=True)).to_be_visible()
-        rows.first.get_by_role("link").click()
-        choice = page.get_by_role("region", name="Choice of the method")
-        expect(choice.get_by_role("row", name="IntraSlice+")).to_be_visible()
-        page.get_by_role("tab", name="Log").click()
-        stages = page.get_by_role("list", name="Stages")
-        expect(stages.get_by_text("Choose method")).to_be_visible()
-        assert [error for error in log.errors if "422" not in error] == []
-        page.close()
-
-
 def test_the_estimate_of_auto_names_the_methods_that_it_tries(
     browser: Browser, settings: Settings, tmp_path: Path
 ) -> None:
@@ -488,13 +428,6 @@ def test_a_job_is_paused_and_resumed_and_the_title_follows(
         expect(page.locator("h1 .state.queued")).to_be_visible()
         assert log.errors == []
         page.close()
-
-
-def fill_form(page: Page, model: Path) -> None:
-    choose_source(page, "Server path")
-    page.get_by_label("Model", exact=True).fill(str(model))
-    page.get_by_text("Advanced settings").click()
-    page.get_by_label("Round dimensions to").fill("2")
 
 
 def lose_response(route: Route) -> None:

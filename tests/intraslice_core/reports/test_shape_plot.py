@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from xml.etree import ElementTree
 
 import pytest
@@ -9,7 +10,7 @@ import pytest
 from intraslice_core.allocation.shapes import allocation_report
 from intraslice_core.plan import LayerPlan, ModelPlan
 from intraslice_core.reports.page_figures import shapes
-from intraslice_core.reports.plots import SHAPE_ROW, shape_plot
+from intraslice_core.reports.plots import shape_plot
 from tests.intraslice_core.reports.samples import (
     GEOMETRY,
     LAYER_OF_PARTS,
@@ -23,29 +24,44 @@ from tests.intraslice_core.reports.samples import (
 SVG = "{http://www.w3.org/2000/svg}"
 
 
-def elements_by_tooltip(document: str) -> dict[str, ElementTree.Element]:
+def marks_by_tooltip(document: str) -> dict[str, ElementTree.Element]:
     """Return the bars and crosses by the text of their tooltip."""
     root = ElementTree.fromstring(document)
     return {
-        title.text or "": element
-        for element in root.iter()
-        for title in element.findall(f"{SVG}title")
-        if element.tag in (f"{SVG}rect", f"{SVG}text")
+        path.findtext(f"{SVG}title") or "": path
+        for path in root.iter(f"{SVG}path")
+        if path.find(f"{SVG}title") is not None
     }
 
 
+def corners(bar: ElementTree.Element) -> tuple[list[float], list[float]]:
+    """Return the horizontal and the vertical coordinates of a bar's corners."""
+    numbers = [float(number) for number in re.findall(r"-?[0-9.]+", bar.attrib["d"])]
+    return numbers[::2], numbers[1::2]
+
+
+def height(bar: ElementTree.Element) -> float:
+    _, vertical = corners(bar)
+    return max(vertical) - min(vertical)
+
+
+def is_cross(mark: ElementTree.Element) -> bool:
+    return mark.get("class") == "mark"
+
+
 def test_the_height_of_a_bar_is_the_retained_fraction() -> None:
-    bars = elements_by_tooltip(shape_plot(report()))
+    bars = marks_by_tooltip(shape_plot(report()))
     assert len(bars) == 4 * GEOMETRY.num_hidden_layers
+    whole = height(bars["layer 0: 4 of 4 query heads"])
+    assert whole > 50
     for text, fraction in {
-        "layer 0: 4 of 4 query heads": 1.0,
         "layer 1: 6 of 8 rotary pairs": 0.75,
         "layer 2: 12 of 16 value dims": 0.75,
+        "layer 0: 256 of 256 MLP width": 1.0,
         "layer 3: 192 of 256 MLP width": 0.75,
         "layer 1: 128 of 256 MLP width": 0.5,
     }.items():
-        assert bars[text].tag == f"{SVG}rect"
-        assert float(bars[text].attrib["height"]) == pytest.approx(SHAPE_ROW * fraction, abs=0.1)
+        assert height(bars[text]) == pytest.approx(whole * fraction, abs=0.1)
 
 
 @pytest.mark.parametrize(
@@ -62,11 +78,12 @@ def test_the_height_of_a_bar_is_the_retained_fraction() -> None:
 def test_sizes_in_the_residual_stream_are_shown_where_it_is_cut(
     layer: LayerPlan, sizes: dict[str, int]
 ) -> None:
-    bars = elements_by_tooltip(shape_plot(residual_report(layer)))
+    bars = marks_by_tooltip(shape_plot(residual_report(layer)))
     assert len(bars) == (4 + len(sizes)) * GEOMETRY.num_hidden_layers
+    whole = height(bars["layer 2: 4 of 4 query heads"])
     for name, size in sizes.items():
-        height = float(bars[f"layer 2: {size} of 64 {name}"].attrib["height"])
-        assert height == pytest.approx(SHAPE_ROW * size / 64, abs=0.1)
+        bar = bars[f"layer 2: {size} of 64 {name}"]
+        assert height(bar) == pytest.approx(whole * size / 64, abs=0.1)
     table = shapes(residual_report(layer)).table
     assert table.columns[6:] == tuple(sizes)
     assert table.rows[0][6:] == ("64",) * len(sizes)
@@ -74,29 +91,35 @@ def test_sizes_in_the_residual_stream_are_shown_where_it_is_cut(
     assert not set(sizes) & set(shapes(report()).table.columns)
 
 
-def test_the_names_of_the_rows_have_room_on_the_left() -> None:
+def test_every_row_names_its_dimension_and_all_share_the_layers() -> None:
     root = ElementTree.fromstring(shape_plot(report()))
-    names = {
-        text.text: float(text.attrib["x"])
-        for text in root.iter(f"{SVG}text")
-        if text.attrib.get("text-anchor") == "end" and text.attrib.get("font-weight") == "bold"
+    texts = [text.text for text in root.iter(f"{SVG}text")]
+    assert {"query heads of 4", "rotary pairs of 8", "value dims of 16", "MLP width of 256"} <= {
+        *texts
     }
-    assert set(names) == {"query heads", "rotary pairs", "value dims", "MLP width"}
-    # About 7 pixels per character of bold text, which ends at x.
-    assert all(x >= 7 * len(name or "") for name, x in names.items())
+    assert texts.count("100 %") == 4
+    assert [text for text in texts if (text or "").isdigit()] == ["0", "1", "2", "3"]
 
 
 def test_removed_modules_are_crossed_out() -> None:
-    crosses = [
-        text
-        for text, element in elements_by_tooltip(shape_plot(report())).items()
-        if element.text == "\N{MULTIPLICATION SIGN}"
-    ]
-    assert crosses == [
+    marks = marks_by_tooltip(shape_plot(report()))
+    assert [text for text, mark in marks.items() if is_cross(mark)] == [
         "layer 3: 0 of 4 query heads",
         "layer 3: 0 of 8 rotary pairs",
         "layer 3: 0 of 16 value dims",
     ]
+
+
+def test_the_page_gives_colours_and_fonts_and_a_file_has_its_own() -> None:
+    element, file = shape_plot(report(), inline=True), shape_plot(report())
+    assert ElementTree.fromstring(element).attrib["class"] == "shapes"
+    for colour in ("var(--s1)", "var(--s4)", "var(--bad)", "var(--text)"):
+        assert colour in element
+        assert colour not in file
+    assert "font" not in element
+    assert "sans-serif" in file
+    assert "#0000" not in element + file
+    assert "#ffffff" in file
 
 
 def test_names_are_escaped_and_the_plot_is_self_contained() -> None:
@@ -126,7 +149,7 @@ def test_bars_stay_within_the_plot_at_any_depth(layers: int) -> None:
     )
     document = shape_plot(deep)
     width = float(ElementTree.fromstring(document).attrib["width"])
-    bars = elements_by_tooltip(document).values()
-    ends = [float(bar.attrib["x"]) + float(bar.attrib["width"]) for bar in bars]
+    bars = marks_by_tooltip(document).values()
+    ends = [max(corners(bar)[0]) for bar in bars]
     assert len(ends) == 4 * layers
     assert max(ends) <= width

@@ -11,13 +11,15 @@ import { Playground } from "./playground.js";
 import { Quality, Samples, Speed, Tournament } from "./quality.js";
 import { Serving, contextName, servingMemory } from "./serving.js";
 import { Checks, Deploy, Provenance } from "./side.js";
-import { resultSnippets } from "./snippets.js";
+import { directoryName, resultSnippets } from "./snippets.js";
 import { qualityKind, speedKind, verdict, worstText } from "./verdict.js";
 
 /** @param {{ job: any, report: any, events: any[], artifacts: any, uploads: import("../../words.js").Names, offer: any, reload: () => void }} props */
 export function Result({ job, report, events, artifacts, uploads, offer, reload }) {
   const [load, setLoad] = useState({ context: 4096, batch: 1 });
   const evaluation = report?.evaluation || null;
+  const files = artifacts.data || artifacts.error;
+  const directory = directoryName(job, uploads, artifacts.data?.archive);
   return html`<section aria-label="Result">
       ${report ? html`<${Verdict} job=${job} evaluation=${evaluation} uploads=${uploads} />` : null}
       <${Kpis} job=${job} report=${report} evaluation=${evaluation} uploads=${uploads} load=${load} />
@@ -33,7 +35,7 @@ export function Result({ job, report, events, artifacts, uploads, offer, reload 
         <${Widths} job=${job} events=${events} />
       </div>
       <aside class="stack" aria-label="About this result">
-        ${report ? html`<${CodeTabs} id="use" title="Use this model" snippets=${resultSnippets(job, report, uploads, location.origin)} /><${Deploy} job=${job} uploads=${uploads} />
+        ${report && files ? html`<${CodeTabs} id="use" title="Use this model" snippets=${resultSnippets(job, report, directory, location.origin)} /><${Deploy} job=${job} name=${directory} />
         <${Checks} report=${report} files=${artifacts.data?.data || null} />` : null}
         <${Provenance} job=${job} report=${report} uploads=${uploads} offer=${offer} reload=${reload} />
       </aside>

@@ -10,11 +10,9 @@ import { number } from "../../format.js";
 import { methodTitle } from "../../hooks.js";
 import { allocationName, describedModel, mixtureName, sentence } from "../../words.js";
 import { HandOffs } from "./hand-offs.js";
-import { directoryName } from "./snippets.js";
 
-/** @param {{ job: any, uploads: import("../../words.js").Names }} props */
-export function Deploy({ job, uploads }) {
-  const name = directoryName(job, uploads);
+/** @param {{ job: any, name: string }} props `name`: of the files' directory */
+export function Deploy({ job, name }) {
   return html`<${Card} title="Deploy">
     <div class="stack">
       <${HandOffs} job=${job} />

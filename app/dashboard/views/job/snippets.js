@@ -5,15 +5,20 @@ import { html } from "../../vendor/htm-preact.js";
 import { quoted } from "../../form/code.js";
 import { titleOf } from "../../words.js";
 
-/** Name of the directory that the snippets use. @param {any} job @param {import("../../words.js").Names} uploads */
-export const directoryName = (job, uploads) => titleOf(job, uploads).replace(/[^\w.-]+/g, "-").replace(/^[-.]+/, "") || "compressed";
+/** @typedef {{ name: string } | null | undefined} Archive ZIP of all files, as the API names it; none where the files have been removed */
+
+/**
+ * Name of the directory that the snippets use: the one in the archive, so that code which is pasted beside an unpacked download finds it.
+ * @param {any} job @param {import("../../words.js").Names} uploads @param {Archive} archive
+ */
+export const directoryName = (job, uploads, archive) => archive?.name.replace(/\.zip$/, "") || titleOf(job, uploads).replace(/[^\w.-]+/g, "-").replace(/^[-.]+/, "") || "compressed";
 
 /**
  * Snippets of the runtimes that load the result, each with a hint.
- * @param {any} job @param {any} report @param {import("../../words.js").Names} uploads @param {string} origin URL of the service
+ * @param {any} job @param {any} report @param {string} name name of the files' directory @param {string} origin URL of the service
  */
-export function resultSnippets(job, report, uploads, origin) {
-  const directory = `./${directoryName(job, uploads)}`;
+export function resultSnippets(job, report, name, origin) {
+  const directory = `./${name}`;
   return [
     { value: "transformers", title: "transformers", ...transformers(job.compression.target, directory) },
     ...vllm(job, report, directory),
@@ -31,7 +36,7 @@ function transformers(target, directory) {
 path = ${JSON.stringify(directory)}
 model = AutoModelForCausalLM.from_pretrained(path${code ? ", trust_remote_code=True" : ""})
 tokenizer = AutoTokenizer.from_pretrained(path${code ? ", trust_remote_code=False" : ""})
-inputs = tokenizer("The sea is", return_tensors="pt")
+inputs = tokenizer("The sea is", return_tensors="pt", return_token_type_ids=False)
 output = model.generate(**inputs, max_new_tokens=40)
 print(tokenizer.decode(output[0], skip_special_tokens=True))`;
   const hint = code
@@ -75,6 +80,7 @@ const archive = (job, directory, origin) => ({
   ${quoted(`${origin}/v1/jobs/${job.id}/artifacts`)})
 LINK=$(python3 -c 'import json, sys; print(json.loads(sys.argv[1])["archive"]["url"])' "$ANSWER")
 case "$LINK" in /*) LINK=${quoted(origin)}"$LINK";; esac
-curl -fsS -o ${quoted(`${directory.slice(2)}.zip`)} "$LINK"`,
-  hint: "One ZIP of all files. The link in the answer works without a key until it expires.",
+curl -fsS -o ${quoted(`${directory.slice(2)}.zip`)} "$LINK"
+python3 -m zipfile -e ${quoted(`${directory.slice(2)}.zip`)} .`,
+  hint: html`Downloads one ZIP of all files and unpacks it as <span class="mono">${directory}</span>. The link in the answer works without a key until it expires.`,
 });

@@ -17,6 +17,7 @@ from app.services import claims, jobs, keys
 from app.services.keys import KeyRequest
 from app.services.resources import Resources
 from intraslice_core.config import CompressionConfig
+from intraslice_core.reports.tournament import TournamentReport
 from tests.intraslice_core.reports import samples
 
 BODY: dict[str, Any] = {
@@ -140,13 +141,20 @@ def in_state(resources: Resources, state: State, **changes: Any) -> Job:
 
 
 def succeeded(
-    resources: Resources, job: Job, *, bytes_after: int = 2800, perplexity: float = 12.0
+    resources: Resources,
+    job: Job,
+    *,
+    bytes_after: int = 2800,
+    perplexity: float = 12.0,
+    tournament: TournamentReport | None = None,
 ) -> Job:
     """Publish a small directory as the job's result."""
     from app.services import publication
 
     scored = REPORT["evaluation"] | {"perplexity": [_PERPLEXITY | {"compressed": perplexity}]}
     report = REPORT | {"bytes_after": bytes_after, "evaluation": scored}
+    if tournament is not None:
+        report |= {"tournament": tournament.model_dump(mode="json")}
 
     directory = resources.work_dir / job.id
     (directory / "code").mkdir(parents=True)

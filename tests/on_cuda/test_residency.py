@@ -22,7 +22,7 @@ from tests.intraslice_core.tiny_models import save_checkpoint, tiny_llama, tiny_
 from tests.on_cuda.devices import LARGE, REAL, compress, observed, same_bytes, settings
 from tests.pretend_cuda.log import DeviceLog
 
-LAYERS = 3
+LAYERS = 2
 CROSSINGS = 9
 """Copies of each batch of each layer where hidden states lie in host memory.
 
@@ -39,7 +39,7 @@ WAITS: dict[str, int] = {
     "transact": 186,
     "disp": 429,
 }
-"""Waits of each run of three layers whose hidden states are on the host, by method."""
+"""Waits of each run of two layers whose hidden states are on the host, by method."""
 
 recorded = pytest.mark.skipif(REAL, reason="nothing is recorded on a real device")
 

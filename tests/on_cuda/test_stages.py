@@ -33,7 +33,7 @@ WAITS: dict[str, int] = {
     "verify and time": 161,
     "sweep": 289,
 }
-"""Waits of each run of three layers."""
+"""Waits of each run of two layers."""
 
 
 @pytest.fixture(autouse=True)
@@ -44,7 +44,7 @@ def short_continuations(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="module")
 def dense(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_llama(tmp_path_factory.mktemp("models") / "dense")
+    return tiny_llama(tmp_path_factory.mktemp("models") / "dense", num_hidden_layers=2)
 
 
 def test_text_is_written_on_the_device(dense: Path, tmp_path: Path) -> None:

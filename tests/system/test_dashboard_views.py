@@ -23,11 +23,12 @@ from tests.browsing import IN_BROWSER, chromium, opened
 
 browser = chromium
 NARROW = 390
-WIDTHS = (1440, 1280, NARROW)
-"""Widths in pixels at which every view is checked."""
 LINE = 24
 """Height of a line in pixels, with its distance from the next."""
-COLOURS: tuple[Literal["light", "dark"], ...] = ("light", "dark")
+Colour = Literal["light", "dark"]
+COLOURS: tuple[Colour, ...] = ("light", "dark")
+CHECKED: dict[int, tuple[Colour, ...]] = {1440: COLOURS, 1280: (), NARROW: COLOURS[:1]}
+"""Colours in which a view of a width is checked for accessibility."""
 VIEWS = (
     *("jobs", "new", "new?sweep", "sweeps", "compare", "models", "datasets", "workers"),
     *("keys", "webhooks", "audit", "jobs/job_missing", "sweeps/sweep_missing", "nowhere"),
@@ -200,12 +201,12 @@ def test_every_view_fits_and_is_accessible_without_errors(
         for view in (*VIEWS, *jobs_of_all_states, *pairs):
             page, log = opened(browser, f"{url}/#/{view}")
             expect(page.locator("h1")).to_be_visible()
-            for width in WIDTHS:
+            for width in CHECKED:
                 page.set_viewport_size({"width": width, "height": 900})
                 page.wait_for_timeout(100)
                 assert page.evaluate("document.documentElement.scrollWidth") <= width, view
-                # Contrast depends on the colours, the rest on the width.
-                for colours in COLOURS if width == max(WIDTHS) else COLOURS[:1]:
+                # Contrast depends on the colours, the rest on the layout: wide or narrow.
+                for colours in CHECKED[width]:
                     page.emulate_media(color_scheme=colours)
                     assert violations(page) == [], (view, width, colours)
             # Chromium logs what the views of missing things ask for.

@@ -290,7 +290,7 @@ sys.path.insert(0, {str(Path(__file__).parents[2])!r})
 from app.settings import Settings
 from tests.workers.test_runner import child
 from workers import job_slots, main
-start = child("finish")
+start = child("finish_with_report")
 job_slots.run_next_job = functools.partial(job_slots.run_next_job, start_child=start)
 main.run_worker(Settings())
 """

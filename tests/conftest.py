@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import sys
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,6 +27,10 @@ from app.settings import Settings
 # No test may depend on what the Hub answers: nobody listens on this port. It is set before
 # huggingface_hub is imported, and for processes of the tests.
 os.environ["HF_ENDPOINT"] = "http://127.0.0.1:9"
+
+# Some environments forbid bytecode. Hundreds of processes would compile the same modules.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 
 OPERATOR_KEY = "the-operators-key"
 

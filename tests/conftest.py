@@ -115,14 +115,21 @@ def broker_url(valkey_server: EmbeddedValkey) -> str:
 @pytest.fixture
 def settings(tmp_path: Path, database_url: str, broker_url: str, artifact_store: str) -> Settings:
     """Settings with short intervals and the playground on, for models and texts in `tmp_path`."""
+    return settings_in(tmp_path, database_url, broker_url, artifact_store)
+
+
+def settings_in(
+    directory: Path, database_url: str, broker_url: str, artifact_store: str = ""
+) -> Settings:
+    """Return the settings of tests, for models and texts in a directory."""
     return Settings(
-        data_dir=tmp_path / "data",
+        data_dir=directory / "data",
         database_url=database_url,
         broker_url=broker_url,
         artifact_store=artifact_store,
         auth="off",
-        model_roots=(tmp_path / "models",),
-        data_roots=(tmp_path / "texts",),
+        model_roots=(directory / "models",),
+        data_roots=(directory / "texts",),
         hub_allow=("allowed/*",),
         heartbeat_seconds=0.1,
         lease_seconds=5.0,

@@ -13,7 +13,7 @@ from types import MappingProxyType
 
 from intraslice_core.progress import ProgressEvent, Stage
 from intraslice_core.reports.schema import REPORT_FILE
-from tests.app.builders import REPORT
+from tests.app.stored_report import REPORT
 from workers.child import die_with
 from workers.messages import (
     ChildRequest,

@@ -34,6 +34,15 @@ sys.dont_write_bytecode = False
 
 OPERATOR_KEY = "the-operators-key"
 
+_EMPTY_TABLES = "; ".join(
+    (
+        "SET LOCAL session_replication_role = replica",  # no triggers, and tables in any order
+        *(f"DELETE FROM {table}" for table in metadata.tables),
+        "SELECT setval(oid::regclass, 1, false) FROM pg_class"
+        " WHERE relkind = 'S' AND relnamespace = 'public'::regnamespace",
+    )
+)
+"""Statements that empty the database: 5 ms, where TRUNCATE creates all files anew in 20 ms."""
 _LONG = frozenset({"deployment", "examples", "migrations", "system", "workers"})
 
 
@@ -100,7 +109,7 @@ def migrated_url(postgres_server: EmbeddedPostgres) -> str:
 def database_url(migrated_url: str) -> str:
     """URL of a migrated database without rows."""
     with psycopg.connect(migrated_url.replace("+psycopg", "")) as connection:
-        connection.execute(f"TRUNCATE {', '.join(metadata.tables)} RESTART IDENTITY CASCADE")
+        connection.execute(_EMPTY_TABLES)
     return migrated_url
 
 

@@ -52,7 +52,11 @@ def test_the_files_pass_in_a_process_of_their_own() -> None:
 def test_other_sessions_do_not_collect_them() -> None:
     places = ["tests/on_cuda", "tests/pretend_cuda", "tests/architecture/test_laws.py"]
     done = subprocess.run(
-        [*PYTEST, "--collect-only", *places], cwd=REPOSITORY, capture_output=True, text=True, check=False
+        [*PYTEST, "--collect-only", *places],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "test_laws.py" in done.stdout

@@ -13,7 +13,7 @@ from typing import Any
 import httpx
 import pytest
 
-from app.domain.job import JobRequest
+from app.api.schemas import JobCreate
 from examples.demo import LOADER, DemoFailed, download, follow, job_of, submit
 
 WEIGHTS = b"weights" * 1000
@@ -95,7 +95,7 @@ def test_the_loader_fails_where_intraslice_can_be_imported(
 def test_the_job_of_the_demo_is_plain_json_that_the_service_accepts(quick: bool) -> None:
     job = job_of(0.1, quick=quick)
     assert json.loads(json.dumps(job)) == job
-    request = JobRequest.model_validate(job)
+    request = JobCreate.model_validate(job)
     assert request.compression.method == "intraslice_plus"
     assert request.evaluation is not None
     assert request.evaluation.benchmark is not quick

@@ -38,7 +38,7 @@ pytestmark = [pytest.mark.real_model, pytest.mark.slow]
 
 CPU = torch.device("cpu")
 LAYERS = 2
-SAMPLES = 48
+SAMPLES = 32
 SEQUENCE = 128
 SHAPES = LayerPlan(
     num_attention_heads=9, num_key_value_heads=3, qk_pairs=22, v_head_dim=44, intermediate_size=1072

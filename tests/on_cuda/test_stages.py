@@ -28,10 +28,10 @@ EVALUATION = EvaluationConfig(
 
 
 WAITS: dict[str, int] = {
-    "self text": 130,
-    "recover and evaluate": 163,
-    "verify and time": 161,
-    "sweep": 289,
+    "self text": 102,
+    "recover and evaluate": 128,
+    "verify and time": 133,
+    "sweep": 213,
 }
 """Waits of each run of two layers."""
 

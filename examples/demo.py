@@ -51,18 +51,22 @@ PROMPTS = (
     "The best way to learn a new language is",
     "def is_even(number):",
 )
-CALIBRATION = {"source": [{"source": "pydoc"}, {"source": "chat"}], "sequence_length": 256}
-"""Calibration text, to which the model adds its own; `pycode` is out-of-domain."""
-JOB = {
-    "model": {"source": "package", "ref": MODEL},
-    "evaluation": {
-        "perplexity": ["pydoc", "pycode"],
-        "max_tokens": 2048,
-        "context_length": 256,
-        "benchmark": True,
-    },
-    "labels": {"made-by": "demo"},
+CALIBRATION = {
+    "source": [{"source": "pydoc"}, {"source": "chat"}],
+    "samples": 32,
+    "sequence_length": 256,
 }
+"""Calibration text, to which the model adds its own; `pycode` is out-of-domain."""
+EVALUATION = {
+    "perplexity": ["pydoc", "pycode"],
+    "max_tokens": 2048,
+    "context_length": 256,
+    "benchmark": True,
+}
+QUICK_COMPRESSION = {"allocation": "uniform"}
+QUICK_CALIBRATION = {"samples": 2, "sequence_length": 64}
+QUICK_EVALUATION = {"max_tokens": 256, "context_length": 64, "benchmark": False}
+"""Settings of `--quick`, which shows the steps and not what the method can do."""
 TERMINAL = {"succeeded", "failed", "cancelled"}
 LOADER = Path(__file__).with_name("load_with_transformers.py")
 
@@ -83,11 +87,10 @@ def main() -> int:
         default=RATIO,
         help=f"fraction of the layers' weights to remove, without fine-tuning (default: {RATIO})",
     )
-    parser.add_argument("--samples", type=int, default=32, help="calibration samples (default: 32)")
     parser.add_argument(
-        "--allocation",
-        default="auto",
-        help="budget allocation strategy, as in the API; uniform is faster (default: auto)",
+        "--quick",
+        action="store_true",
+        help="use hardly any text, equal layers and no benchmark: the same steps, a worse model",
     )
     arguments = parser.parse_args()
     signal.signal(signal.SIGTERM, _interrupt)
@@ -95,15 +98,7 @@ def main() -> int:
     started = time.monotonic()
     directory = Path(tempfile.mkdtemp(prefix="intraslice-demo-"))
     try:
-        run(
-            directory,
-            s3=arguments.s3,
-            compression={
-                "ratio": arguments.ratio,
-                "allocation": arguments.allocation,
-                "calibration": CALIBRATION | {"samples": arguments.samples},
-            },
-        )
+        run(directory, s3=arguments.s3, job=job_of(arguments.ratio, quick=arguments.quick))
     except DemoFailed as error:
         console.print(f"[red]The demo failed:[/red] {error}")
         return 1
@@ -118,17 +113,32 @@ def main() -> int:
     return 0
 
 
-def run(directory: Path, *, s3: bool, compression: dict[str, Any]) -> None:
-    """Run all six steps in `directory`."""
-    removed = f"{compression['ratio']:.0%} off"
+def job_of(ratio: float, *, quick: bool) -> dict[str, Any]:
+    """Return the request that creates the job."""
+    compression: dict[str, Any] = {"ratio": ratio, "calibration": CALIBRATION}
+    evaluation: dict[str, Any] = EVALUATION
+    if quick:
+        compression |= QUICK_COMPRESSION | {"calibration": CALIBRATION | QUICK_CALIBRATION}
+        evaluation = EVALUATION | QUICK_EVALUATION
+    return {
+        "model": {"source": "package", "ref": MODEL},
+        "compression": compression,
+        "evaluation": evaluation,
+        "labels": {"made-by": "demo"},
+    }
+
+
+def run(directory: Path, *, s3: bool, job: dict[str, Any]) -> None:
+    """Run all six steps in `directory` with the job that is requested."""
+    removed = f"{job['compression']['ratio']:.0%} off"
     with (
         service(directory / "data", s3=s3) as url,
         httpx.Client(base_url=url, timeout=60.0) as client,
     ):
-        job = submit(client, compression)
-        follow(client, job)
-        report = CompressionReport.model_validate(body_of(client.get(f"{job}/report")))
-        checkpoint = download(client, job, directory / "compressed")
+        path = submit(client, job)
+        follow(client, path)
+        report = CompressionReport.model_validate(body_of(client.get(f"{path}/report")))
+        checkpoint = download(client, path, directory / "compressed")
     dense = convert_dense(directory / "dense")
     console.print("[bold]5[/bold] Load with stock transformers, IntraSlice not importable")
     outputs = {
@@ -165,12 +175,13 @@ def service(data_dir: Path, *, s3: bool) -> Iterator[str]:
         raise DemoFailed("\n".join((str(error), *log))) from error
 
 
-def submit(client: httpx.Client, compression: dict[str, Any]) -> str:
+def submit(client: httpx.Client, job: dict[str, Any]) -> str:
     """Create the job and return its path."""
-    console.print(f"[bold]2[/bold] POST /v1/jobs: compress {MODEL} by {compression['ratio']:.0%}")
-    job = body_of(client.post("/v1/jobs", json=JOB | {"compression": compression}))
-    console.print(f"  {job['id']} is {job['state']}")
-    return f"/v1/jobs/{job['id']}"
+    ratio = job["compression"]["ratio"]
+    console.print(f"[bold]2[/bold] POST /v1/jobs: compress {MODEL} by {ratio:.0%}")
+    created = body_of(client.post("/v1/jobs", json=job))
+    console.print(f"  {created['id']} is {created['state']}")
+    return f"/v1/jobs/{created['id']}"
 
 
 def follow(client: httpx.Client, path: str) -> None:

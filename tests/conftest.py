@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import sys
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,8 +28,21 @@ from app.settings import Settings
 # huggingface_hub is imported, and for processes of the tests.
 os.environ["HF_ENDPOINT"] = "http://127.0.0.1:9"
 
+# Some environments forbid bytecode. Hundreds of processes would compile the same modules.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
+
 OPERATOR_KEY = "the-operators-key"
 
+_EMPTY_TABLES = "; ".join(
+    (
+        "SET LOCAL session_replication_role = replica",  # no triggers, and tables in any order
+        *(f"DELETE FROM {table}" for table in metadata.tables),
+        "SELECT setval(oid::regclass, 1, false) FROM pg_class"
+        " WHERE relkind = 'S' AND relnamespace = 'public'::regnamespace",
+    )
+)
+"""Statements that empty the database: 5 ms, where TRUNCATE creates all files anew in 20 ms."""
 _LONG = frozenset({"deployment", "examples", "migrations", "system", "workers"})
 
 
@@ -95,7 +109,7 @@ def migrated_url(postgres_server: EmbeddedPostgres) -> str:
 def database_url(migrated_url: str) -> str:
     """URL of a migrated database without rows."""
     with psycopg.connect(migrated_url.replace("+psycopg", "")) as connection:
-        connection.execute(f"TRUNCATE {', '.join(metadata.tables)} RESTART IDENTITY CASCADE")
+        connection.execute(_EMPTY_TABLES)
     return migrated_url
 
 
@@ -110,14 +124,21 @@ def broker_url(valkey_server: EmbeddedValkey) -> str:
 @pytest.fixture
 def settings(tmp_path: Path, database_url: str, broker_url: str, artifact_store: str) -> Settings:
     """Settings with short intervals and the playground on, for models and texts in `tmp_path`."""
+    return settings_in(tmp_path, database_url, broker_url, artifact_store)
+
+
+def settings_in(
+    directory: Path, database_url: str, broker_url: str, artifact_store: str = ""
+) -> Settings:
+    """Return the settings of tests, for models and texts in a directory."""
     return Settings(
-        data_dir=tmp_path / "data",
+        data_dir=directory / "data",
         database_url=database_url,
         broker_url=broker_url,
         artifact_store=artifact_store,
         auth="off",
-        model_roots=(tmp_path / "models",),
-        data_roots=(tmp_path / "texts",),
+        model_roots=(directory / "models",),
+        data_roots=(directory / "texts",),
         hub_allow=("allowed/*",),
         heartbeat_seconds=0.1,
         lease_seconds=5.0,

@@ -1,4 +1,4 @@
-"""The tests with pretended devices pass in processes of their own.
+"""The tests with pretended devices pass in a process of their own.
 
 A process must know of a pretended device before its first backward pass. To see single results:
 
@@ -24,20 +24,21 @@ FILES = sorted(
     for directory in DIRECTORIES
     for file in directory.glob("test_*.py")
 )
-HALVES = {"even files": FILES[::2], "odd files": FILES[1::2]}
-"""One process for each core: a process for each file would import torch eight times."""
-_SECONDS = 240
-"""Longest duration of each half on two busy cores."""
+PYTEST = (
+    *(sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"),
+    f"--confcutdir={DIRECTORIES[0]}",
+)
+"""Without `tests/conftest.py`: these tests use nothing of it, and its imports take seconds."""
+_SECONDS = 480
+"""Longest duration on two busy cores."""
 
 
-@pytest.mark.parametrize("half", HALVES)
-def test_the_files_pass_in_processes_of_their_own(half: str) -> None:
+def test_the_files_pass_in_a_process_of_their_own() -> None:
     environment = {
         name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")
     }
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *HALVES[half]]
     done = subprocess.run(
-        command,
+        [*PYTEST, *FILES],
         cwd=REPOSITORY,
         env=environment | {"OMP_NUM_THREADS": "1"},
         capture_output=True,
@@ -49,10 +50,13 @@ def test_the_files_pass_in_processes_of_their_own(half: str) -> None:
 
 
 def test_other_sessions_do_not_collect_them() -> None:
-    command = [sys.executable, "-m", "pytest", "-q", "--collect-only", "-p", "no:cacheprovider"]
     places = ["tests/on_cuda", "tests/pretend_cuda", "tests/architecture/test_laws.py"]
     done = subprocess.run(
-        [*command, *places], cwd=REPOSITORY, capture_output=True, text=True, check=False
+        [*PYTEST, "--collect-only", *places],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "test_laws.py" in done.stdout

@@ -1,5 +1,6 @@
 """Text of the installed Python: modules of the standard library and its documentation.
 
+A part is read once in a process: its few megabytes are kept, and reading takes a tenth of a second.
 Both sources, `pycode` and `pydoc`, are divided into a calibration and a held-out evaluation part
 without common paragraphs. Sections: the division of the library's modules, documentation, code.
 """
@@ -11,7 +12,7 @@ import hashlib
 import os
 import re
 import sysconfig
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from pydoc_data.topics import topics
 from typing import Literal
@@ -66,7 +67,7 @@ def _files(root: Path) -> Iterator[Path]:
                 yield Path(folder, name)
 
 
-def unique_paragraphs(texts: list[str], seen: set[str]) -> tuple[list[str], set[str]]:
+def unique_paragraphs(texts: Iterable[str], seen: set[str]) -> tuple[list[str], set[str]]:
     """Return the texts without the paragraphs in `seen`, and `seen` with their paragraphs added."""
     seen = set(seen)
     unique_texts = []
@@ -93,7 +94,8 @@ _LONG_STRING = 200
 """Shortest docstring, in characters, that counts as documentation."""
 
 
-def python_documentation(part: Part) -> list[str]:
+@functools.cache
+def python_documentation(part: Part) -> tuple[str, ...]:
     """Return the documents of a part.
 
     Documents quote each other, so paragraphs of the held-out part are removed from the calibration
@@ -102,9 +104,10 @@ def python_documentation(part: Part) -> list[str]:
     """
     held_out, seen = unique_paragraphs(_part_topics("evaluation"), set())
     if part == "evaluation":
-        return held_out
+        return tuple(held_out)
     _, seen = unique_paragraphs(library_modules("evaluation"), seen)
-    return unique_paragraphs(_part_topics("calibration") + list(_docstrings()), seen)[0]
+    documents, _ = unique_paragraphs([*_part_topics("calibration"), *_docstrings()], seen)
+    return tuple(documents)
 
 
 def _part_topics(part: Part) -> list[str]:
@@ -133,7 +136,8 @@ _HELD_OUT_CHARACTERS = 6_000
 """Length of a held-out module: evaluation reads from the front and should cover several modules."""
 
 
-def python_code(part: Part) -> list[str]:
+@functools.cache
+def python_code(part: Part) -> tuple[str, ...]:
     """Return the modules of a part, without paragraphs of the held-out part.
 
     Paragraphs of the held-out documentation are removed too: docstrings repeat it, and the two
@@ -141,9 +145,9 @@ def python_code(part: Part) -> list[str]:
     """
     held_out, seen = unique_paragraphs(library_modules("evaluation"), set())
     if part == "evaluation":
-        return [_front(module) for module in held_out]
+        return tuple(_front(module) for module in held_out)
     _, seen = unique_paragraphs(python_documentation("evaluation"), seen)
-    return unique_paragraphs(library_modules("calibration"), seen)[0]
+    return tuple(unique_paragraphs(library_modules("calibration"), seen)[0])
 
 
 def _front(module: str) -> str:

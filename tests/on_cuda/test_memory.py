@@ -142,11 +142,11 @@ class Batches:
     ids=lambda changes: changes["method"],
 )
 @pytest.mark.parametrize(
-    ("layer", "is_tight"),
+    ("layer", "is_tight", "parts"),
     [
-        (0, False),
+        (0, False, (0.3, 1.0)),
         pytest.param(
-            *(1, True),
+            *(1, True, (0.6, 1.0)),
             marks=pytest.mark.skipif(REAL, reason="a GPU's allocator hands out megabytes"),
         ),
     ],
@@ -159,6 +159,7 @@ def test_a_layer_that_fails_anywhere_is_repeated_exactly(
     changes: dict[str, Any],
     layer: int,
     is_tight: bool,
+    parts: tuple[float, ...],
 ) -> None:
     """The result is that of a run whose batch is lowered before anything in the layer."""
     if is_tight:  # hidden states lie on the host, as they do on the small device
@@ -171,7 +172,7 @@ def test_a_layer_that_fails_anywhere_is_repeated_exactly(
     assert undisturbed.count > 3
     with observed(memory=ample.peak if is_tight else LARGE) as observation:
         compress(dense, tmp_path / "first", config, Batches(layer, full=0))
-        for part in (0.3, 0.6, 1.0):
+        for part in parts:
             full, out = round(part * (undisturbed.count - 1)), tmp_path / f"{part}"
             _, warnings = compress(dense, out, config, Batches(layer, full))
             assert "compression.batch_size was lowered from 8 to 4" in "\n".join(warnings)

@@ -28,12 +28,12 @@ EVALUATION = EvaluationConfig(
 
 
 WAITS: dict[str, int] = {
-    "self text": 130,
-    "recover and evaluate": 163,
-    "verify and time": 161,
-    "sweep": 289,
+    "self text": 102,
+    "recover and evaluate": 128,
+    "verify and time": 133,
+    "sweep": 213,
 }
-"""Waits of each run of three layers."""
+"""Waits of each run of two layers."""
 
 
 @pytest.fixture(autouse=True)
@@ -44,7 +44,7 @@ def short_continuations(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="module")
 def dense(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_llama(tmp_path_factory.mktemp("models") / "dense")
+    return tiny_llama(tmp_path_factory.mktemp("models") / "dense", num_hidden_layers=2)
 
 
 def test_text_is_written_on_the_device(dense: Path, tmp_path: Path) -> None:

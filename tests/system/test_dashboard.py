@@ -37,13 +37,14 @@ pytestmark = [*IN_BROWSER, pytest.mark.postgres, pytest.mark.broker]
 
 
 def ask_for_little_work(page: Page) -> None:
-    """Choose one text, few samples and no benchmark."""
+    """Choose one text and one prompt, few samples and no benchmark."""
     for text in ("Chat (generated)", "Free text (generated)", "Python code"):
         page.get_by_role("checkbox", name=text, exact=True).first.uncheck()
     page.get_by_label("Samples").fill("8")
     page.get_by_label("Tokens per sample").fill("64")
     open_card(page, "Evaluation")
     page.get_by_role("checkbox", name="Benchmark speed").uncheck()
+    page.get_by_label("Sample prompts").fill("Water boils when")
 
 
 def check_result(page: Page) -> None:

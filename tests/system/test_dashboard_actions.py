@@ -11,17 +11,20 @@ from playwright.sync_api import Browser, Page, expect
 from pydantic import SecretStr
 
 from app.adapters.database import registry_hand_offs as hand_off_rows
+from app.domain.job import Progress
 from app.domain.lifecycle import State
 from app.domain.model_source import ModelSource
 from app.domain.principal import OPERATOR
 from app.domain.registry_hand_off import HandedOff
 from app.domain.sweep import SweepRequest
-from app.services import jobs, registry_hand_offs, sweeps
+from app.services import claims, jobs, registry_hand_offs, sweeps
 from app.services.resources import Resources
 from app.settings import Settings
-from intraslice_core.config import CompressionSettings
+from intraslice_core.config import CompressionConfig, CompressionSettings
+from intraslice_core.progress import Stage
+from intraslice_core.reports.tournament import TournamentCandidate, TournamentReport
 from tests.app.api.serving import serving
-from tests.app.builders import in_state, queued
+from tests.app.builders import in_state, queued, running, succeeded
 from tests.browsing import IN_BROWSER, choose_source, chromium, copied, opened, violations
 from tests.workers.test_worker import tiny_model
 
@@ -275,4 +278,32 @@ def test_shortcuts_open_views_and_can_be_turned_off(browser: Browser, settings: 
         page.get_by_role("button", name="Close").click()
         page.keyboard.press("d")
         expect(page.get_by_role("heading", name="Models", exact=True)).to_be_visible()
+        page.close()
+
+
+def test_a_finished_job_of_auto_shows_its_choice(
+    browser: Browser, settings: Settings, resources: Resources
+) -> None:
+    job = running(resources, compression=CompressionConfig(method="auto"))
+    progress = Progress(fraction=0.1, message="choosing the method")
+    claims.record_progress(resources, job.lease, Stage.TOURNAMENT, progress, log=True)
+    plus = TournamentCandidate(method="intraslice_plus", kl=0.25, seconds=1.0)
+    magnitude = TournamentCandidate(method="magnitude", reason="its own run is too short")
+    tournament = TournamentReport(
+        winner="intraslice_plus",
+        reason="it diverged least",
+        candidates=(plus, magnitude),
+        calibration_tokens=64,
+        seconds=2.0,
+    )
+    succeeded(resources, job, tournament=tournament)
+    with serving(settings) as (url, _):
+        page, log = opened(browser, f"{url}/#/jobs/{job.id}")
+        choice = page.get_by_role("region", name="Choice of the method")
+        expect(choice.get_by_role("row", name="IntraSlice+")).to_contain_text("0.25")
+        expect(choice.get_by_role("row", name="Magnitude")).to_contain_text("too short")
+        page.get_by_role("tab", name="Log").click()
+        stages = page.get_by_role("list", name="Stages")
+        expect(stages.get_by_text("Choose method")).to_be_visible()
+        assert log.errors == []
         page.close()

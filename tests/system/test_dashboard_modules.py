@@ -14,11 +14,12 @@ from typer.testing import CliRunner
 
 from app.api.schemas import JobCreate
 from app.cli.main import app
-from app.settings import Settings
+from app.embedded.valkey import EmbeddedValkey
 from intraslice_client import Client
 from intraslice_core.config import CompressionConfig
 from tests.app.api.serving import serving
 from tests.browsing import IN_BROWSER, chromium
+from tests.conftest import settings_in
 from tests.intraslice_core.reports import samples
 
 browser = chromium
@@ -26,14 +27,18 @@ browser = chromium
 pytestmark = [*IN_BROWSER, pytest.mark.postgres, pytest.mark.broker]
 
 
-@pytest.fixture
-def url(settings: Settings) -> Iterator[str]:
+@pytest.fixture(scope="module")
+def url(
+    tmp_path_factory: pytest.TempPathFactory, migrated_url: str, valkey_server: EmbeddedValkey
+) -> Iterator[str]:
+    settings = settings_in(tmp_path_factory.mktemp("modules"), migrated_url, valkey_server.url)
     with serving(settings) as (address, _):
         yield address
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def page(browser: Browser, url: str) -> Iterator[Page]:
+    """Page whose modules are called; their functions keep no state."""
     page = browser.new_page()
     page.goto(f"{url}/#/datasets")
     yield page

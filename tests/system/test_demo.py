@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import subprocess
 import sys
@@ -9,6 +10,7 @@ import tempfile
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from tests.app.embedded.processes import REPOSITORY, descendants, wait_until_dead
@@ -27,17 +29,26 @@ def accept_interrupts() -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
+def runs_engine(family: set[psutil.Process]) -> bool:
+    """Return whether the job's own process is among these."""
+    for process in family:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if "workers.child" in process.cmdline():
+                return True
+    return False
+
+
 def leftovers() -> set[Path]:
     return set(Path(tempfile.gettempdir()).glob("intraslice-demo-*"))
 
 
 def test_the_demo_compresses_loads_and_compares_a_real_model() -> None:
     before = leftovers()
-    # Two samples instead of 32 and no trial compressions, for speed; the steps are the same.
-    command = [*DEMO, "--samples", "2", "--allocation", "uniform"]
+    # Little text, and no benchmark and trial compressions; the steps are the same.
+    command = [*DEMO, "--quick"]
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
-    expected = ("parameters", "in-domain", "out-of-domain", "tokens/s", "10% off")
+    expected = ("parameters", "in-domain", "out-of-domain", "10% off")
     for text in (*expected, "IntraSliceForCausalLM", "Water boils when", "Done in"):
         assert text in " ".join(done.stdout.split())
     assert leftovers() == before
@@ -53,11 +64,10 @@ def test_ctrl_c_during_a_job_leaves_nothing_behind(tmp_path: Path) -> None:
             DEMO, cwd=REPOSITORY, stdout=file, stderr=file, preexec_fn=accept_interrupts
         )
     deadline = time.monotonic() + 180
-    while "is queued" not in output.read_text() and time.monotonic() < deadline:
+    while not runs_engine(family := descendants(demo.pid)):
         assert demo.poll() is None, output.read_text()
+        assert time.monotonic() < deadline, output.read_text()
         time.sleep(0.1)
-    time.sleep(5)
-    family = descendants(demo.pid)
     demo.send_signal(signal.SIGINT)
     assert demo.wait(90) == 130, output.read_text()
     assert wait_until_dead(family, 5) == []

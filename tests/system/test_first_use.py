@@ -40,6 +40,7 @@ def reduce_job(page: Page) -> None:
     page.get_by_label("Samples").fill("8")
     page.get_by_label("Tokens per sample").fill("64")
     page.get_by_role("checkbox", name="Benchmark speed").uncheck()
+    page.get_by_label("Sample prompts").fill("")
 
 
 def download_model(page: Page, directory: Path) -> Path:

@@ -24,7 +24,14 @@ from tests.workers.test_worker import state, wait_for, worker
 browser = chromium
 
 pytestmark = [*IN_BROWSER, pytest.mark.postgres, pytest.mark.broker]
-GGUF = ["gguf-f16", "gguf-q8_0"]
+CALIBRATION = {"source": "pydoc", "samples": 16, "sequence_length": 32, "self_share": 0.0}
+EXPORTS: dict[str, list[str]] = {"research": [], "adaptive": ["gguf-f16"], "stock": ["gguf-q8_0"]}
+"""GGUF files of each target; `export/test_gguf_file.py` has both of one target."""
+FILES: dict[str, set[str]] = {
+    "research": set(),
+    "adaptive": {"model-f16.gguf"},
+    "stock": {"model-q8_0.gguf"},
+}
 
 
 def job_for(target: str, model: Path, exports: list[str]) -> dict[str, Any]:
@@ -35,7 +42,7 @@ def job_for(target: str, model: Path, exports: list[str]) -> dict[str, Any]:
             "target": target,
             "round_to": 4,
             "exports": ["safetensors", *exports],
-            "calibration": {"source": "pydoc", "samples": 16, "sequence_length": 32},
+            "calibration": CALIBRATION,
         },
         "evaluation": {"perplexity": ["pydoc"], "max_tokens": 256, "benchmark": False},
     }
@@ -80,7 +87,7 @@ def test_every_target_succeeds_and_the_code_of_its_page_loads_the_files(
     ):
         jobs = {
             target: client.post("/v1/jobs", json=job_for(target, model, exports)).json()
-            for target, exports in (("research", []), ("adaptive", GGUF), ("stock", GGUF))
+            for target, exports in EXPORTS.items()
         }
         for target, job in jobs.items():
             wait_for(lambda job=job: state(client, job) in {"succeeded", "failed"}, log, 400)
@@ -88,10 +95,9 @@ def test_every_target_succeeds_and_the_code_of_its_page_loads_the_files(
             path = f"/v1/jobs/{job['id']}"
             files = {file["name"] for file in client.get(f"{path}/artifacts").json()["data"]}
             assert {"config.json", "model.safetensors", "README.md"} <= files
-            expected = {"model-f16.gguf", "model-q8_0.gguf"} if target != "research" else set()
-            assert {name for name in files if name.endswith(".gguf")} == expected
+            assert {name for name in files if name.endswith(".gguf")} == FILES[target]
             report = client.get(f"{path}/report").json()
-            assert len(report["verified"]) == 1 + len(expected)
+            assert len(report["verified"]) == 1 + len(FILES[target])
             page = client.get(f"{path}/report", headers={"Accept": "text/html"})
             assert page.status_code == httpx.codes.OK
             assert_signed_download(client, path, tmp_path / target, public)

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 from intraslice_core.progress import ProgressEvent, Stage
-from tests.app.builders import REPORT
+from intraslice_core.reports.schema import REPORT_FILE
+from tests.app.stored_report import REPORT
 from workers.child import die_with
 from workers.messages import (
     ChildRequest,
@@ -36,11 +40,18 @@ def main() -> None:
     BEHAVIOURS[behaviour](request)
 
 
-def finish(request: ChildRequest) -> None:
+def finish(request: ChildRequest, more: Mapping[str, str] = MappingProxyType({})) -> None:
     request.checkpoint.mkdir()
+    for name, text in more.items():
+        (request.checkpoint / name).write_text(text)
     (request.checkpoint / "config.json").write_text("{}")
     (request.checkpoint / "model.safetensors").write_bytes(b"weights")
     send(FinishedMessage(report=REPORT))
+
+
+def finish_with_report(request: ChildRequest) -> None:
+    """Finish like the engine, whose checkpoints contain the report."""
+    finish(request, {REPORT_FILE: json.dumps(REPORT)})
 
 
 def tell_devices(request: ChildRequest) -> None:
@@ -109,6 +120,7 @@ def babble(request: ChildRequest) -> None:
 
 BEHAVIOURS = {
     "finish": finish,
+    "finish_with_report": finish_with_report,
     "finish_on_signal_file": finish_on_signal_file,
     "tell_devices": tell_devices,
     "fail": fail,

@@ -200,6 +200,7 @@ def test_a_terminated_workers_job_resumes_on_another_machine(
     # Enough layers to be stopped among them.
     model, log = tiny_model(tmp_path, num_hidden_layers=24), tmp_path / "worker.log"
     request = body(model, evaluate=False, source="pydoc", samples=100, self_share=0.0)
+    request["compression"]["allocation"] = "uniform"  # the layers' sizes are not what is resumed
     with worker(settings, log) as process:
         job = client.post("/v1/jobs", json=request).json()
         wait_for(lambda: (progress(client, job).get("layer") or 0) in range(1, 20), log)
@@ -289,12 +290,26 @@ def test_a_signal_while_celery_starts_stops_the_worker(settings: Settings, tmp_p
     assert "worker_stopped" in log.read_text()
 
 
+FAKE_ENGINE = f"""
+import functools, sys
+sys.path.insert(0, {str(Path(__file__).parents[2])!r})
+from app.settings import Settings
+from tests.workers.test_runner import child
+from workers import job_slots, main
+start = child("finish_with_report")
+job_slots.run_next_job = functools.partial(job_slots.run_next_job, start_child=start)
+main.run_worker(Settings())
+"""
+"""Worker for tests of its queue, whose children do not run the engine."""
+
+
 def test_queued_jobs_run_while_the_broker_is_away(
     client: TestClient, settings: Settings, tmp_path: Path
 ) -> None:
     model, log = tiny_model(tmp_path), tmp_path / "worker.log"
     broker = f"redis+socket://{tmp_path}/away.sock?virtual_host=0"
-    with worker(settings.model_copy(update={"broker_url": broker}), log) as process:
+    away = settings.model_copy(update={"broker_url": broker})
+    with worker(away, log, FAKE_ENGINE) as process:
         jobs = [client.post("/v1/jobs", json=body(model, evaluate=False)).json() for _ in range(2)]
         wait_for(lambda: all(state(client, job) == "succeeded" for job in jobs), log)
         process.terminate()
@@ -317,7 +332,7 @@ def test_a_job_waits_for_an_unavailable_broker(
         assert api.get("/readyz").status_code == 503
         assert api.get("/livez").status_code == 200
     job = response.json()
-    with worker(settings, log):
+    with worker(settings, log, FAKE_ENGINE):
         wait_for(lambda: state(client, job) == "succeeded", log)
 
 

@@ -12,7 +12,8 @@ from app.domain.job import JobError
 from app.domain.principal import Principal, Scope
 from app.services import claims, sweeps
 from app.services.resources import Resources
-from tests.app.builders import REPORT, claim_job, queued, succeeded
+from tests.app.builders import claim_job, queued, succeeded
+from tests.app.stored_report import REPORT
 
 pytestmark = [pytest.mark.postgres, pytest.mark.broker]
 FOURTEEN = [number / 100 for number in range(1, 15)]

@@ -21,8 +21,9 @@ from intraslice_core.cost_model import PastRun, stage_seconds
 from intraslice_core.cost_model.past_runs import WIDE_FACTOR
 from intraslice_core.plan import ModelGeometry
 from intraslice_core.progress import Stage
-from tests.app.builders import BODY, REPORT, claim_job, running
+from tests.app.builders import BODY, claim_job, running
 from tests.app.fleets import CPU, register
+from tests.app.stored_report import REPORT
 
 pytestmark = [pytest.mark.postgres, pytest.mark.broker]
 

@@ -128,6 +128,7 @@ def test_a_size_may_be_given_instead_of_a_ratio(model, text, tmp_path):
 def test_a_compression_with_fine_tuning_reports_the_recovered_perplexity(model, tmp_path):
     options = ["--recover", "ce", "--recover-tokens", "16K", "--recover-rank", "4"]
     options += ["--recover-source", "pydoc", "--calibration", "pydoc", "--no-evaluation"]
+    options.append("--no-verify")
     result = run("compress", model, "--out", tmp_path / "out", *options, *SMALL)
     assert result.exit_code == 0, result.output
     assert "fine-tuned with ce: 15,872 tokens" in result.stdout  # 31 sequences of 512

@@ -19,7 +19,8 @@ from app.domain.principal import OPERATOR
 from app.services import claims, jobs, publication
 from app.services.resources import Resources
 from intraslice_core.progress import Stage
-from tests.app.builders import REPORT, in_state, queued, running, succeeded
+from tests.app.builders import in_state, queued, running, succeeded
+from tests.app.stored_report import REPORT
 
 pytestmark = [pytest.mark.postgres, pytest.mark.broker]
 ERROR = JobError(code="numerical", message="NaN")

@@ -13,7 +13,11 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
-from intraslice_core.config import CalibrationConfig, CompressionConfig
+from intraslice_core.config import GGUF_FILES, CalibrationConfig, CompressionConfig
+from intraslice_core.evaluation.verification import verify_gguf, write_reference
+from intraslice_core.pipeline import compress_model
+from intraslice_core.reports.schema import CompressionReport
+from intraslice_core.tokenizer import load_tokenizer
 from tests.intraslice_core.tiny_models import tiny_llama
 
 CALIBRATION = CalibrationConfig(source="pydoc", samples=16, sequence_length=32)
@@ -93,3 +97,16 @@ def load(directory: Path, *, trust_remote_code: bool = False) -> PreTrainedModel
     return AutoModelForCausalLM.from_pretrained(
         directory, dtype=torch.float32, trust_remote_code=trust_remote_code
     ).eval()
+
+
+def compress_to_gguf(dense: Path, out: Path, settings: CompressionConfig) -> CompressionReport:
+    """Compress, and compare what llama.cpp computes from the GGUF files with the safetensors.
+
+    The verification of the safetensors, a process of transformers, takes seconds, and is left out.
+    """
+    report = compress_model(str(dense), out, settings, verify=False)
+    model = load(out, trust_remote_code=settings.target == "adaptive")
+    write_reference(out, model, load_tokenizer(out))
+    for gguf_format in settings.gguf_formats:
+        assert verify_gguf(out, GGUF_FILES[gguf_format], gguf_format).max_abs_difference > 0.0
+    return report

@@ -19,7 +19,15 @@ from intraslice_core.export.gguf_layout import family_layout
 from intraslice_core.export.gguf_vocabulary import read_vocabulary
 from intraslice_core.families.adapter import family_for
 from intraslice_core.pipeline import compress_model
-from tests.intraslice_core.export.models import VOCAB_SIZE, config, load, logits, merging_tokenizer
+from intraslice_core.reports.schema import CompressionReport
+from tests.intraslice_core.export.models import (
+    VOCAB_SIZE,
+    compress_to_gguf,
+    config,
+    load,
+    logits,
+    merging_tokenizer,
+)
 from tests.intraslice_core.tiny_models import (
     decoder_layers,
     save_checkpoint,
@@ -147,38 +155,52 @@ def test_llama_cpp_computes_what_the_family_computes(case: str, tmp_path: Path) 
     torch.testing.assert_close(logits(back), logits(model), atol=0.05, rtol=0.0)
 
 
-@pytest.mark.parametrize(
-    ("variant", "overrides", "exports"),
-    [
-        ("gemma3", GEMMA_ROPES | ALTERNATING, ("safetensors", "gguf-f16", "gguf-q8_0")),
-        ("qwen3", {"attention_bias": False}, ("safetensors", "gguf-f16")),
-        ("phi3", {"sliding_window": None}, ("safetensors", "gguf-q8_0")),
-    ],
-)
-def test_compressed_models_are_verified_in_transformers_and_llama_cpp(
-    variant: str, overrides: dict[str, Any], exports: tuple[str, ...], tmp_path: Path
-) -> None:
-    save_checkpoint(family_model(variant, overrides), tmp_path / "dense")
-    merging_tokenizer().save_pretrained(tmp_path / "dense")
+def saved(model: PreTrainedModel, directory: Path) -> Path:
+    """Save a model with a tokenizer that llama.cpp supports."""
+    save_checkpoint(model, directory)
+    merging_tokenizer().save_pretrained(directory)
+    return directory
+
+
+def test_a_compressed_model_is_verified_in_transformers_and_llama_cpp(tmp_path: Path) -> None:
+    dense = saved(family_model("gemma3", GEMMA_ROPES | ALTERNATING), tmp_path / "dense")
+    exports = ("safetensors", "gguf-f16", "gguf-q8_0")
     settings = config("stock", ratio=0.3, exports=exports)
-    report = compress_model(str(tmp_path / "dense"), tmp_path / "out", settings)
+    report = compress_model(str(dense), tmp_path / "out", settings)
     assert [check.files for check in report.verified] == list(exports)
+    assert_cut(report)
+
+
+def assert_cut(report: CompressionReport) -> None:
+    """Check that neurons alone were removed."""
     assert report.plan.layers[0].qk_head_dim == report.geometry.head_dim
     assert report.plan.removed_fraction(report.geometry) == pytest.approx(0.3, abs=0.02)
 
 
-def test_models_of_fewer_layers_are_verified_in_transformers_and_llama_cpp(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("variant", "overrides", "gguf"),
+    [
+        ("qwen3", {"attention_bias": False}, "gguf-f16"),
+        ("phi3", {"sliding_window": None}, "gguf-q8_0"),
+    ],
+)
+def test_compressed_models_are_verified_in_llama_cpp(
+    variant: str, overrides: dict[str, Any], gguf: GgufFormat, tmp_path: Path
+) -> None:
+    dense = saved(family_model(variant, overrides), tmp_path / "dense")
+    settings = config("stock", ratio=0.3, exports=("safetensors", gguf))
+    assert_cut(compress_to_gguf(dense, tmp_path / "out", settings))
+
+
+def test_models_of_fewer_layers_are_verified_in_llama_cpp(tmp_path: Path) -> None:
     model = family_model("gemma3", GEMMA_ROPES | ALTERNATING)
     with torch.no_grad():  # the first layer, so that windows and rotary embeddings move up
         for name in ("post_attention_layernorm", "post_feedforward_layernorm"):
             getattr(decoder_layers(model)[0], name).weight.fill_(-0.97)
-    save_checkpoint(model, tmp_path / "dense")
-    merging_tokenizer().save_pretrained(tmp_path / "dense")
     exports = ("safetensors", "gguf-f16")
     settings = config("stock", method="shortgpt", ratio=1 / 3, exports=exports)
-    report = compress_model(str(tmp_path / "dense"), tmp_path / "out", settings)
+    report = compress_to_gguf(saved(model, tmp_path / "dense"), tmp_path / "out", settings)
     assert report.plan.remaining == (1, 2)
-    assert [check.files for check in report.verified] == list(exports)
     assert load(tmp_path / "out").config.layer_types == ["sliding_attention", "full_attention"]
 
 

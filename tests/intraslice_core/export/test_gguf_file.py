@@ -16,9 +16,11 @@ from intraslice_core.errors import ConfigurationError, VerificationError
 from intraslice_core.evaluation import verification
 from intraslice_core.export.gguf_vocabulary import read_vocabulary
 from intraslice_core.pipeline import compress_model
+from intraslice_core.publication import UNVERIFIED
 from tests.intraslice_core.export.models import (
     MERGES,
     VOCAB_SIZE,
+    compress_to_gguf,
     config,
     llama_with_merges,
     load,
@@ -37,14 +39,7 @@ LLAMA3 = (
 
 @pytest.mark.parametrize(
     ("target", "overrides"),
-    [
-        ("stock", {}),
-        (
-            "stock",
-            {"attention_bias": True, "tie_word_embeddings": False, "max_position_embeddings": 512},
-        ),
-        ("adaptive", {"max_position_embeddings": 128}),
-    ],
+    [("stock", {}), ("adaptive", {"max_position_embeddings": 128})],
 )
 def test_llama_cpp_computes_the_same_as_the_model(
     target: str, overrides: dict[str, Any], tmp_path: Path
@@ -61,6 +56,13 @@ def test_llama_cpp_computes_the_same_as_the_model(
     assert not report.warnings
 
 
+def test_biases_and_an_output_head_are_written(tmp_path: Path) -> None:
+    overrides = {"tie_word_embeddings": False, "max_position_embeddings": 512}
+    dense = llama_with_merges(tmp_path / "dense", attention_bias=True, **overrides)
+    report = compress_to_gguf(dense, tmp_path / "out", config("stock", ratio=0.3, exports=BOTH))
+    assert not [warning for warning in report.warnings if warning != UNVERIFIED]
+
+
 def test_biases_of_only_q_k_and_v_are_written(tmp_path: Path) -> None:
     # Qwen 2 has these biases; its file has architecture llama, because qwen2 has no rotary factors.
     sizes = {"hidden_size": 64, "intermediate_size": 128, "vocab_size": VOCAB_SIZE, "head_dim": 16}
@@ -68,8 +70,7 @@ def test_biases_of_only_q_k_and_v_are_written(tmp_path: Path) -> None:
     dense = tiny_checkpoint(tmp_path / "dense", "qwen2", **sizes, **more)
     merging_tokenizer().save_pretrained(dense)
     settings = config("stock", ratio=0.3, exports=("safetensors", "gguf-f16"))
-    report = compress_model(str(dense), tmp_path / "out", settings)
-    assert report.verified[1].loaded_by == ("llama.cpp",)
+    compress_to_gguf(dense, tmp_path / "out", settings)
     names = {
         tensor.name for tensor in GGUFReader(tmp_path / "out" / GGUF_FILES["gguf-f16"]).tensors
     }
@@ -85,9 +86,8 @@ def test_llama_cpp_supports_layers_without_attention(tmp_path: Path) -> None:
             layer.self_attn.o_proj.weight.mul_(1e-4)
     model.save_pretrained(dense)
     settings = config("adaptive", ratio=0.3, module_cap=1.0, exports=("safetensors", "gguf-f16"))
-    report = compress_model(str(dense), tmp_path / "out", settings)
+    report = compress_to_gguf(dense, tmp_path / "out", settings)
     assert [layer.num_attention_heads for layer in report.plan.layers][1:] == [0, 0]
-    assert report.verified[1].loaded_by == ("llama.cpp",)
 
 
 def test_file_converted_back_equals_the_checkpoint(tmp_path: Path) -> None:
@@ -167,9 +167,11 @@ def test_tokenizer_known_by_its_sentencepiece_model_alone_is_exported(tmp_path: 
         file.unlink()
     texts = (Path(__file__).read_text(), "Ein Satz auf Deutsch, une phrase en français")
     write_sentencepiece(dense, "LlamaTokenizer", texts, vocab_size=512)
-    settings = config("stock", ratio=0.3, exports=("safetensors", "gguf-f16"))
-    report = compress_model(str(dense), tmp_path / "out", settings)
-    assert report.verified[1].loaded_by == ("llama.cpp",)
+    compress_to_gguf(
+        dense,
+        tmp_path / "out",
+        config("stock", ratio=0.3, exports=("safetensors", "gguf-f16")),
+    )
 
 
 def test_gguf_export_of_research_models_is_rejected(tmp_path: Path) -> None:

@@ -38,8 +38,7 @@ def weights_of(checkpoint: Path) -> dict[str, str]:
     return {name: digest for name, digest in files_of(checkpoint).items() if name not in TIMED}
 
 
-@pytest.mark.parametrize("target", ["research", "stock"])
-@pytest.mark.parametrize("loss", ["ce", "distill"])
+@pytest.mark.parametrize(("target", "loss"), [("research", "ce"), ("stock", "distill")])
 def test_a_fine_tuned_checkpoint_is_verified_and_loads_without_intraslice(
     dense: Path, tmp_path: Path, target: str, loss: str
 ) -> None:

@@ -33,9 +33,8 @@ classes as well.
 Make = Callable[[str], Compressed]
 
 
-@pytest.mark.parametrize(
-    "variant", ["llama", "phi", "gemma2", "gemma3", "qwen3", "phi3_longrope", "opt"]
-)
+# One for each kind of layer and position; every family is loaded below, by the same class.
+@pytest.mark.parametrize("variant", ["phi", "gemma2", "phi3_longrope", "opt"])
 def test_a_clean_process_without_the_package_gives_the_same_logits(
     variant: str, tmp_path: Path
 ) -> None:

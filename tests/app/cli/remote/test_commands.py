@@ -35,7 +35,7 @@ from tests.app.api.serving import serving
 from tests.app.builders import in_state, key_of, running
 from tests.app.fleets import CPU, enqueue, gpu, register, slots
 from tests.app.generating import answer, claimed
-from tests.workers.test_worker import tiny_model, worker
+from tests.workers.test_worker import FAKE_ENGINE, tiny_model, worker
 
 pytestmark = [pytest.mark.postgres, pytest.mark.broker]
 Run = Callable[..., Result]
@@ -379,7 +379,7 @@ def test_a_local_model_is_uploaded_compressed_and_downloaded(
     run: Run, settings: Settings, resources: Resources, tmp_path: Path
 ) -> None:
     model = tiny_model(tmp_path)
-    with worker(settings, tmp_path / "worker.log"):
+    with worker(settings, tmp_path / "worker.log", FAKE_ENGINE):
         ended = run(
             *("submit", model, "--ratio", "0.3", "--samples", "8", "--sequence-length", "64"),
             *("--calibration", "pydoc", "--round-to", "2", "--no-evaluation"),

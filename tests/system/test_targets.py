@@ -26,7 +26,10 @@ browser = chromium
 pytestmark = [*IN_BROWSER, pytest.mark.postgres, pytest.mark.broker]
 CALIBRATION = {"source": "pydoc", "samples": 16, "sequence_length": 32, "self_share": 0.0}
 EXPORTS: dict[str, list[str]] = {"research": [], "adaptive": ["gguf-f16"], "stock": ["gguf-q8_0"]}
-"""GGUF files of each target; `export/test_gguf_file.py` has both of one target."""
+"""GGUF files of each target.
+
+`tests/intraslice_core/export/test_gguf_file.py` has both of one target.
+"""
 FILES: dict[str, set[str]] = {
     "research": set(),
     "adaptive": {"model-f16.gguf"},

@@ -33,10 +33,14 @@ def _seconds(
     """
     if places == 0:
         return None
-    waits_for = ahead - (places - len(occupants))
+    left = [
+        job.seconds_left if job.project_id == project_id else None
+        for job in occupants
+        for _ in range(job.places)
+    ]
+    waits_for = ahead - (places - len(left))
     if waits_for < 0:
         return 0.0
-    left = [job.seconds_left if job.project_id == project_id else None for job in occupants]
     times = sorted(seconds for seconds in left if seconds is not None)
-    is_known = len(times) == len(occupants) and waits_for < len(times)
+    is_known = len(times) == len(left) and waits_for < len(times)
     return times[waits_for] if is_known else None

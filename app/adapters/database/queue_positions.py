@@ -55,6 +55,8 @@ class Occupant:
     project_id: str
     seconds_left: float | None
     """Estimate of its worker; None while it is not known."""
+    places: int = 1
+    """Devices that it occupies."""
 
 
 def count_ahead(transaction: Transaction, priority: int) -> int:
@@ -66,10 +68,8 @@ def count_ahead(transaction: Transaction, priority: int) -> int:
 def running(transaction: Transaction) -> list[Occupant]:
     """Return the jobs of all projects whose workers have a valid lease."""
     eta = jobs.c.progress["eta_seconds"].astext.cast(Float).label("seconds_left")
-    query = select(jobs.c.project_id, eta).where(
+    further = func.coalesce(func.cardinality(jobs.c.further_device_numbers), 0)
+    query = select(jobs.c.project_id, eta, (1 + further).label("places")).where(
         jobs.c.state.in_(LEASED), jobs.c.lease_expires_at > func.now()
     )
-    return [
-        Occupant(project_id=row.project_id, seconds_left=row.seconds_left)
-        for row in transaction.execute(query)
-    ]
+    return [Occupant(**row._mapping) for row in transaction.execute(query)]

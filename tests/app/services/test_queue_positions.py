@@ -13,12 +13,13 @@ from app.adapters.database.engine import Transaction
 from app.domain.job import Job, JobFilter, Progress
 from app.domain.lifecycle import State
 from app.domain.principal import OPERATOR
+from app.domain.worker import FreeSlots
 from app.services import claims, jobs
 from app.services.queue_forecast import forecast
 from app.services.resources import Resources
 from intraslice_core.progress import Stage
 from tests.app.builders import make_request, queued
-from tests.app.fleets import CPU, register, with_long_leases
+from tests.app.fleets import CPU, enqueue, gpu, register, slots, with_long_leases
 
 pytestmark = [pytest.mark.postgres, pytest.mark.broker]
 OTHER = replace(OPERATOR, project_id="other")
@@ -94,3 +95,14 @@ def test_the_start_of_a_new_job_is_forecast_from_the_projects_running_ones(
     queued(resources)
     assert expected() == (1, None), "how long the one ahead takes is not known"
     assert expected(priority=9) == (0, 90.0)
+
+
+def test_a_job_on_several_devices_occupies_each_of_them(resources: Resources) -> None:
+    pair = slots(gpu(24), gpu(24))
+    register(resources, "worker-1", *(slot.device for slot in pair))
+    enqueue(resources, device="gpu", devices=2)
+    claimed = claims.claim_next_job(with_long_leases(resources), "worker-1", FreeSlots.of(*pair))
+    assert claimed is not None
+    progress = Progress(fraction=0.5, message="", eta_seconds=90.0)
+    claims.record_progress(resources, claimed.lease, Stage.COMPRESS, progress, log=False)
+    assert forecast(resources, OPERATOR.project_id, 5).seconds == 90.0

@@ -14,8 +14,8 @@ The last takes every view and every state of a job within minutes, with jobs tha
 the helpers of the tests; succeeded ones have the figures of `--report`.
 
 Files are named after view, width and colours. Pictures of the documentation are copied to
-docs/images, unless their jobs were invented. `CHROMIUM` names the browser; otherwise it is searched
-on the PATH.
+docs/images if their jobs compressed a real model. `CHROMIUM` names the browser; otherwise it is
+searched on the PATH.
 """
 
 from __future__ import annotations
@@ -311,7 +311,7 @@ def main() -> None:
                 fast_method=options.quick,
             )
             real(chromium, take, directory, options.url, work)
-    if not options.invented:
+    if not (options.invented or options.tiny):
         for name in SHOWN:
             picture = f"dashboard-{name}.png"
             shutil.copy(options.out / picture, Path(__file__).parent / "images" / picture)

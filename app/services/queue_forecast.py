@@ -17,9 +17,7 @@ def forecast(resources: Resources, project_id: str, priority: int) -> QueueForec
         ahead = queue_positions.count_ahead(transaction, priority)
         occupants = queue_positions.running(transaction)
     places = sum(device.jobs_at_once for worker in registered for device in worker.devices)
-    return QueueForecast(
-        jobs_ahead=ahead, seconds=_seconds(project_id, places, ahead, occupants)
-    )
+    return QueueForecast(jobs_ahead=ahead, seconds=_seconds(project_id, places, ahead, occupants))
 
 
 def _seconds(

@@ -71,7 +71,7 @@ class AsyncSweeps:
                 yield sweep
 
     async def add_ratios(self, sweep_id: str, ratios: Sequence[float]) -> bodies.SweepDetails:
-        """Queue jobs for more ratios with the settings of a sweep; those that it has are skipped."""
+        """Queue jobs for more ratios with the settings of a sweep; those it has are skipped."""
         path = f"/v1/sweeps/{sweep_id}/ratios"
         return await self._transport.fetch(
             bodies.SweepDetails, "POST", path, json={"ratios": [*ratios]}, idempotent=True

@@ -22,7 +22,6 @@ from intraslice_core.selection.residual_parts import ResidualPartSelections
 from intraslice_core.sensitivity.layer_sensitivity import LayerSensitivity
 from intraslice_core.unit_removal import LayerUnits
 
-
 _ROUNDING = 1e-6
 """Rounding error of a finished fraction, in layers."""
 

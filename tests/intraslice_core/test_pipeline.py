@@ -224,7 +224,9 @@ def test_progress_never_falls_and_ends_at_one(dense: Path) -> None:
     assert fractions == sorted(fractions)
     assert events[-1].fraction == 1.0
     assert {event.layer for event in events if event.stage == Stage.COMPRESS} == {0, 1, 2}
-    measuring = [event for event in events if event.message == "measuring the sensitivity of layers"]
+    measuring = [
+        event for event in events if event.message == "measuring the sensitivity of layers"
+    ]
     assert {event.layer for event in measuring} == {0, 1, 2}
     assert {event.layers for event in measuring} == {3}
 

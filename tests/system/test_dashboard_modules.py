@@ -209,7 +209,12 @@ def test_the_log_has_events_and_lines_in_one_order(page: Page) -> None:
     ("stage", "message", "layer", "text"),
     [
         ("load", "reading weights: 1/2", None, "Reading weights: 1/2"),
-        ("allocate", "measuring the sensitivity of layers", 11, "Measuring layer sensitivity (12/30)"),
+        (
+            "allocate",
+            "measuring the sensitivity of layers",
+            11,
+            "Measuring layer sensitivity (12/30)",
+        ),
         ("allocate", "comparing allocations: step 2", 0, "Comparing allocations (1/30): step 2"),
         ("compress", "layer 12/30: fitting the MLP", 11, "Fitting the MLP"),
         ("compress", "layer 12/30 is done", 11, ""),

@@ -173,6 +173,7 @@ def _running(resources: Resources) -> str:
             layer=layer,
             layers=_LAYERS,
             eta_seconds=400.0 * (1 - fraction),
+            memory_bytes=1_213_000_000,
             finished=_layer(layer),
         )
         _record(resources, job, Stage.COMPRESS, progress)

@@ -136,9 +136,16 @@ const limit = (message) => {
 /** Pointer without the numbers of list entries. @param {string} pointer */
 const place = (pointer) => pointer.replace(/\/\d+(?=\/|$)/g, "");
 
+/** What people call a field, or else what it is part of. @param {string} pointer without numbers @returns {string | undefined} */
+function fieldName(pointer) {
+  if (FIELD_NAMES[pointer]) return FIELD_NAMES[pointer];
+  if (pointer.startsWith("/labels/")) return "The label";
+  return pointer.includes("/") ? fieldName(pointer.slice(0, pointer.lastIndexOf("/"))) : undefined;
+}
+
 /** A field's error in words. @param {FieldProblem} problem @param {boolean} [named] whether the sentence names the field */
 export function problemText(problem, named = false) {
-  const field = FIELD_NAMES[place(problem.pointer)] || (problem.pointer.startsWith("/labels/") ? "The label" : undefined);
+  const field = fieldName(place(problem.pointer));
   const words = FIELD_WORDS[problem.code]?.(problem.message);
   if (words) return `${named ? field || problem.pointer : "This"} ${words}.`;
   const message = sentence(problem.message.replace(/^(Value error|Assertion failed), /, ""));

@@ -109,6 +109,14 @@ def test_numbers_are_readable(page: Page, expression: str, text: str) -> None:
             "The name must not be empty or hold unusual characters.",
         ),
         (
+            {
+                "pointer": "/compression/calibration/source/3/source",
+                "code": "hub_not_allowed",
+                "message": "org/name is not allowed",
+            },
+            "The calibration data is not among the Hub names that this server allows.",
+        ),
+        (
             {"pointer": "/compression/ratio", "code": "value_error", "message": "it is too small"},
             "The percentage: It is too small.",
         ),

@@ -19,7 +19,7 @@ export function WorkerCard({ job, service, expected }) {
   const place = placeOf(job, service?.fleet || []);
   if (!place) return null;
   const { worker, device } = place;
-  return html`<${Card} title="Worker" aside=${html`<${Health} worker=${worker} />`}>
+  return html`<${Card} title="Worker" aside=${html`<${Health} worker=${worker} />`}><div class="stack">
     <${Facts} pairs=${[
       ["Host", html`<a class="mono" href="#/workers" title=${worker.id}>${hostOf(worker)}</a>`],
       ["Device", device.name],
@@ -27,7 +27,7 @@ export function WorkerCard({ job, service, expected }) {
       ["Memory of the host", device.kind === "gpu" ? bytes(worker.host_memory_bytes) : null],
     ]} />
     <${MemoryUse} progress=${job.progress} expected=${expected} memory=${device.memory_bytes} />
-  <//>`;
+  </div><//>`;
 }
 
 /**

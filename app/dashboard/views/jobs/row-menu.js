@@ -32,7 +32,9 @@ export function RowMenu({ job, title, reload }) {
   useEffect(() => {
     if (!place) return undefined;
     const close = (/** @type {any} */ event) => {
-      if (event.type === "keydown" ? event.key === "Escape" : !box.current?.contains(event.target)) setPlace("");
+      // The target of a change of size is the window.
+      const isInside = event.target instanceof Node && box.current?.contains(event.target);
+      if (event.type === "keydown" ? event.key === "Escape" : !isInside) setPlace("");
     };
     const events = ["pointerdown", "focusin", "keydown", "scroll", "resize"];
     for (const name of events) window.addEventListener(name, close, true);

@@ -18,15 +18,15 @@ const ORIGINAL = "Original";
 const [CONTEXT, BATCH] = [4096, 1];
 const MIB = 2 ** 20;
 
-/** @typedef {{ title: string, x: string, better: string, show: (x: number) => string }} Axis */
+/** @typedef {{ title: string, x: string, better: string, note?: string, show: (x: number) => string }} Axis */
 
 /** @type {Record<string, Axis>} */
 const AXES = {
   size: { title: "Size", x: "Weights, MiB", better: "lower and further left is better", show: (x) => bytes(x * MIB) },
   speed: { title: "Speed", x: "Generation speed, original = 1", better: "lower and further right is better", show: (x) => number(x, 3) },
   memory: {
-    title: "Memory", x: `Memory to serve, MiB: weights and KV cache, ${contextName(CONTEXT)} context, batch ${BATCH}`,
-    better: "lower and further left is better", show: (x) => bytes(x * MIB),
+    title: "Memory", x: "Memory to serve, MiB", better: "lower and further left is better",
+    note: ` Weights and KV cache of a ${contextName(CONTEXT)} context, batch ${BATCH}.`, show: (x) => bytes(x * MIB),
   },
 };
 
@@ -63,7 +63,7 @@ export function TradeOff({ sweep, texts, text, setText, best, uploads, offer }) 
     if (dots[at].job) location.hash = `#/jobs/${dots[at].job}`;
   };
   const hasSpeed = sweep.pareto.some((/** @type {any} */ point) => point.decode_speedup !== null);
-  const { title, x, better, show } = AXES[axis];
+  const { title, x, better, note, show } = AXES[axis];
   const options = Object.entries(AXES).filter(([name]) => name !== "speed" || hasSpeed).map(([name, option]) => [name, option.title]);
   const aside = html`<span class="actions">
     <${Segmented} label="Horizontal axis" name="axis" options=${options} value=${axis} choose=${setAxis} />
@@ -72,7 +72,7 @@ export function TradeOff({ sweep, texts, text, setText, best, uploads, offer }) 
   </span>`;
   return html`<${Card} title=${`${title} and quality`} aside=${aside} class="gap">
     ${dots.length > 1 ? html`<${Chart} key=${`${axis} ${text}`} title=${`Perplexity on ${textName(text, uploads)}`} choose=${open} format=${perplexity}
-      description=${`${dots.length} points; ${better}.`} note=${`${better.charAt(0).toUpperCase()}${better.slice(1)}. Click a point to open its job.`}
+      description=${`${dots.length} points; ${better}.`} note=${`${better.charAt(0).toUpperCase()}${better.slice(1)}.${note || ""} Click a point to open its job.`}
       x=${x} y="Perplexity" at=${dots.map((dot) => dot.x)} series=${seriesOf(sweep, dots, offer)}
       labels=${dots.filter((dot) => dot.label).map((dot) => ({ x: dot.x, y: dot.y, text: dot.label }))}
       head=${["Result", `${x}\u00a0`, "Perplexity\u00a0"]} rows=${dots.map((dot) => [dot.name, show(dot.x), perplexity(dot.y)])} />` : html`<p class="sub" role="status">${loading ? "Loading the reports …" : "Drawn once a job has succeeded."}</p>`}

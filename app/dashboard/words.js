@@ -109,6 +109,7 @@ const WAITING_WORDS = {
   no_gpu: () => "The job asks for a GPU, and no worker has one. It starts once such a worker does, or cancel it and choose another device.",
   gpu_dtype: () => "No worker has a GPU that computes in the number format of this job. It starts once such a worker does, or cancel it and choose “auto” as compute type.",
   gpu_memory: (waiting) => `The job needs a GPU with ${bytes(waiting.gpu_bytes)} of memory, and no worker has one. It starts once such a worker does.`,
+  gpu_count: () => "No worker has as many equal GPUs as the job asks for. It starts once such a worker does, or cancel it and ask for fewer.",
   host_memory: (waiting) => `The job needs ${bytes(waiting.host_bytes)} of memory, and no worker has that much. It starts once such a worker does.`,
 };
 

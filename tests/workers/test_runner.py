@@ -398,7 +398,7 @@ def test_a_jobs_process_knows_how_many_jobs_share_the_memory_of_its_host(
 ) -> None:
     enqueue(resources, device="cpu")
     slot = Slot(number=0, device=cpu(64, jobs_at_once=3), visible_devices="")
-    _, request, _ = recorded(resources, slot, "tell_devices")
+    _, request, _ = recorded(resources, slot, behaviour="tell_devices")
     assert request.jobs_at_once == 3
 
 

@@ -9,6 +9,7 @@ import torch
 
 from intraslice_core.attention_decomposition import _ValueMoments
 from intraslice_core.decoder_layer import LayerWeights, Linear
+from intraslice_core.ranks import ALONE
 
 
 def layer_with_values(weight: torch.Tensor, bias: torch.Tensor) -> LayerWeights:
@@ -39,7 +40,7 @@ def test_moments_are_of_the_text_s_values_with_their_bias_in_any_batches(
     bias = torch.randn(2 * 3, generator=generator).to(dtype)
     normed = torch.randn(7, 6, 5, generator=generator).to(dtype)
     normed[:, :prefix_length] *= 100.0
-    moments = _ValueMoments(layer_with_values(weight, bias), prefix_length)
+    moments = _ValueMoments(layer_with_values(weight, bias), prefix_length, ALONE)
     for batch in normed.split([2, 1, 4]):
         moments.add(batch)
     expected = torch.zeros(2, 3, 3, dtype=torch.float64)

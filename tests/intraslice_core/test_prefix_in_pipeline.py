@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from intraslice_core import pipeline
+from intraslice_core import pipeline, planned_work
 from intraslice_core.calibration import tokens as calibration_tokens_module
 from intraslice_core.config import (
     HELD_OUT_SEQUENCES,
@@ -134,7 +134,7 @@ def test_neither_cache_nor_resume_state_serves_sequences_that_begin_otherwise(
         )
 
     with monkeypatch.context() as patch:
-        for module in (pipeline, calibration_tokens_module):
+        for module in (planned_work, calibration_tokens_module):
             patch.setattr(module, "text_prefix", lambda _: ())
         earlier, without = run("earlier")
     later, sequences = run("later")

@@ -138,7 +138,10 @@ def test_an_interrupted_sweep_resumes(dense: Path, tmp_path: Path, counted: list
     events: list[ProgressEvent] = []
 
     def in_the_second() -> bool:
-        return any("0.4" in event.message and event.layer == 2 for event in events)
+        return any(
+            "0.4" in event.message and event.stage is Stage.COMPRESS and event.layer == 2
+            for event in events
+        )
 
     with pytest.raises(CompressionCancelledError):
         compress_sweep(

@@ -1,10 +1,12 @@
-"""Lease renewal while a job runs, which also reports cancel and pause requests."""
+"""Renewal of leases while their work runs; that of a job also reports cancel and pause requests."""
 
 from __future__ import annotations
 
 import threading
 import time
+from abc import ABC, abstractmethod
 from types import TracebackType
+from typing import Self
 
 from app.domain.errors import LeaseLostError, ServiceError
 from app.domain.job import Lease
@@ -16,35 +18,39 @@ from app.telemetry import get_logger
 _log = get_logger(__name__)
 
 
-class LeaseRenewal:
+class LeaseRenewal(ABC):
     """A thread that renews one lease every `heartbeat_seconds` while the context is open.
 
-    The worker's own thread cannot: engine and uploads keep it busy.
+    The worker's own thread cannot: engine, uploads and downloads keep it busy.
+
+    Args:
+        resources: the process's resources.
+        work: kind and id of what the lease is for, for the log.
     """
 
-    def __init__(self, resources: Resources, lease: Lease) -> None:
+    def __init__(self, resources: Resources, work: dict[str, str]) -> None:
         self._resources = resources
-        self._lease = lease
+        self._work = work
         self._closing = threading.Event()
         self._lost = threading.Event()
-        self._cancel_requested = threading.Event()
-        self._pause_requested = threading.Event()
-        self._thread = threading.Thread(target=self._run, daemon=True, name=f"lease-{lease.job_id}")
+        (identifier,) = work.values()
+        self._thread = threading.Thread(target=self._run, daemon=True, name=f"lease-{identifier}")
 
     @property
     def lost(self) -> bool:
-        """True if another worker may own the job by now."""
+        """True if another worker may own the work by now, or it was cancelled or deleted."""
         return self._lost.is_set()
 
-    @property
-    def cancel_requested(self) -> bool:
-        return self._cancel_requested.is_set()
+    @abstractmethod
+    def _renew(self) -> None:
+        """Renew the lease once, and note what is reported with it.
 
-    @property
-    def pause_requested(self) -> bool:
-        return self._pause_requested.is_set()
+        Raises:
+            LeaseLostError: if the lease is lost.
+            ServiceError: if it could not be renewed now.
+        """
 
-    def __enter__(self) -> LeaseRenewal:
+    def __enter__(self) -> Self:
         self._thread.start()
         return self
 
@@ -64,20 +70,39 @@ class LeaseRenewal:
             # Measured before the request, so that we consider the lease lost before others do.
             renewed_at = time.monotonic()
             try:
-                self._note_request(claims.renew_lease(self._resources, self._lease))
+                self._renew()
                 valid_until = renewed_at + settings.lease_seconds
             except LeaseLostError:
                 self._lost.set()
                 return
             except ServiceError as error:
                 # The adapter logs an outage, at most once a minute.
-                _log.debug("lease_not_renewed", job_id=self._lease.job_id, code=error.code)
+                _log.debug("lease_not_renewed", code=error.code, **self._work)
                 if time.monotonic() > valid_until:
-                    _log.warning("lease_expired", job_id=self._lease.job_id, code=error.code)
+                    _log.warning("lease_expired", code=error.code, **self._work)
                     self._lost.set()
                     return
 
-    def _note_request(self, state: State) -> None:
+
+class JobLease(LeaseRenewal):
+    """Renewal of a job's lease, which also reports cancel and pause requests."""
+
+    def __init__(self, resources: Resources, lease: Lease) -> None:
+        super().__init__(resources, {"job_id": lease.job_id})
+        self._lease = lease
+        self._cancel_requested = threading.Event()
+        self._pause_requested = threading.Event()
+
+    @property
+    def cancel_requested(self) -> bool:
+        return self._cancel_requested.is_set()
+
+    @property
+    def pause_requested(self) -> bool:
+        return self._pause_requested.is_set()
+
+    def _renew(self) -> None:
+        state = claims.renew_lease(self._resources, self._lease)
         if state is State.CANCELLING:
             self._cancel_requested.set()
         elif state is State.PAUSING:

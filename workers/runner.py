@@ -29,7 +29,7 @@ from workers import failures
 from workers.child_process import ChildProcess
 from workers.devices import place
 from workers.layer_mirror import LayerMirror
-from workers.lease_renewal import LeaseRenewal
+from workers.lease_renewal import JobLease
 from workers.log_journal import LogJournal
 from workers.messages import (
     ChildMessage,
@@ -119,7 +119,7 @@ class Attempt:
         self._placement = place(job, slots)
         self._started = time.monotonic()
         self._upload_started: float | None = None
-        self._lease_renewal = LeaseRenewal(resources, job.lease)
+        self._lease_renewal = JobLease(resources, job.lease)
         self._directory = work_directory(resources, job.id, job.fencing_token)
         self._journal = ProgressJournal(resources, job)
         self._log_journal = LogJournal(resources, job)

@@ -38,10 +38,10 @@ def run_prefix(attempt: str, number: int) -> str:
 
 def encoded(error: BaseException, rank: int) -> str:
     """Return a failure as text; errors of other kinds than the engine's as a `RankFailedError`."""
-    known = error
+    failure = error
     if not isinstance(error, IntraSliceError):
-        known = RankFailedError(f"rank {rank} failed: {type(error).__name__}: {error}")
-    return base64.b64encode(pickle.dumps(known)).decode("ascii")
+        failure = RankFailedError(f"rank {rank} failed: {type(error).__name__}: {error}")
+    return base64.b64encode(pickle.dumps(failure)).decode("ascii")
 
 
 def post_failure(store: Store, error: BaseException, rank: int) -> None:

@@ -81,7 +81,7 @@ _STYLE: dict[RcKeyType, Any] = {
 _RC_LOCK = threading.Lock()
 """matplotlib's settings belong to the process; pages are rendered in several threads."""
 _METADATA = ("Creator", "Date", "Format", "Type")
-"""What matplotlib would write about the file."""
+"""Metadata that matplotlib would write into the file."""
 _FONT = re.compile(r'font(-\w+)?: [^;"]*;? ?')
 
 _SVG = "{http://www.w3.org/2000/svg}"

@@ -35,7 +35,7 @@ class Engine:
         self.devices: dict[str, Device] = {}
         """Device of every job and prompt that was started."""
         self.gives_way: dict[str, bool] = {}
-        """Whether a job waited for the slot of a prompt when that ended."""
+        """True for a prompt at whose end a job waited for its slot."""
         self.numbers: dict[str, list[int]] = {}
         """Numbers of the devices of every job and prompt."""
         self.busy: set[int] = set()

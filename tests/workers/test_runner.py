@@ -558,7 +558,7 @@ def test_a_long_store_outage_fails_the_attempt(
 def test_a_job_whose_row_stays_locked_loses_progress_but_not_the_attempt(
     resources: Resources, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As by a migration that waits for its locks, and makes others wait."""
+    """A migration that waits for its locks makes others wait like this."""
     job = running(resources)
     monkeypatch.setitem(engine._SESSION, "lock_timeout", "50ms")
     impatient = replace(resources, database=engine.Database(resources.settings.database_url))

@@ -70,8 +70,8 @@ def test_a_job_that_leaves_the_queue_before_its_place_is_read_is_running(
         return places(transaction, records)
 
     monkeypatch.setattr(job_rows, "positions", claimed_first)
-    found = jobs.get_job(resources, OPERATOR, job.id)
-    assert (found.state, found.queue_position) == (State.RUNNING, None)
+    read = jobs.get_job(resources, OPERATOR, job.id)
+    assert (read.state, read.queue_position) == (State.RUNNING, None)
 
 
 def test_the_start_of_a_new_job_is_forecast_from_the_projects_running_ones(

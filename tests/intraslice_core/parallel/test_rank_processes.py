@@ -41,7 +41,7 @@ LAYERS = 3
 
 @dataclass
 class Part:
-    """What one of the runs has reported, saved and left."""
+    """Events, saved files and outcome of one of the runs."""
 
     events: list[ProgressEvent] = field(default_factory=list)
     saved: list[str] = field(default_factory=list)

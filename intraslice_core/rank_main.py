@@ -5,7 +5,6 @@ The request comes, and messages go, over the connection with the number FD.
 
 from __future__ import annotations
 
-import ctypes
 import os
 import signal
 import sys
@@ -17,11 +16,10 @@ from typing import Any
 
 from intraslice_core.errors import IntraSliceError, RankFailedError
 from intraslice_core.launcher import is_main_process
+from intraslice_core.parent_process import die_with
 from intraslice_core.pipeline import compress_model
 from intraslice_core.rank_processes import Message, RankRequest, Saved
 from intraslice_core.reports.schema import CompressionReport
-
-_PR_SET_PDEATHSIG = 1
 
 
 class _Parent:
@@ -73,17 +71,9 @@ def _compress(request: RankRequest, parent: _Parent) -> CompressionReport:
     )
 
 
-def _die_with(parent: int) -> None:
-    """Ask the kernel to kill this process when its parent dies; exit if it already has."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    if os.getppid() != parent:
-        os._exit(1)
-
-
 def main() -> None:
     """Compress, and send the report or the error."""
-    _die_with(int(sys.argv[2]))
+    die_with(int(sys.argv[2]))
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent cancels the run
     parent = _Parent(Connection(int(sys.argv[1])))
     try:

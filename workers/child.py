@@ -7,7 +7,6 @@ it instead of the worker.
 
 from __future__ import annotations
 
-import ctypes
 import os
 import re
 import signal
@@ -20,6 +19,7 @@ from app.telemetry import configure_logging, get_logger
 from app.telemetry.traces import configure_tracing, span, stop_tracing
 from intraslice_core.config import FrozenModel
 from intraslice_core.errors import IntraSliceError, NumericalError
+from intraslice_core.parent_process import die_with
 from intraslice_core.progress import ProgressEvent, Stage, heartbeat
 from workers.failures import INTERNAL, OUT_OF_MEMORY
 from workers.memory_use import MemoryMeter
@@ -34,7 +34,6 @@ from workers.messages import (
 )
 from workers.telemetry import StageSpans
 
-_PR_SET_PDEATHSIG = 1
 _LACKS_MEMORY = "the engine process ran out of memory"
 _log = get_logger(__name__)
 _NUMBER = re.compile(r"\d+")
@@ -158,14 +157,6 @@ class Child:
         with self._sending:  # the engine's heartbeat sends from its own thread
             self._out.write(encode(message))
             self._out.flush()
-
-
-def die_with(parent: int) -> None:
-    """Ask the kernel to kill this process when the worker dies; exit if it already has."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    if os.getppid() != parent:
-        os._exit(1)
 
 
 def message_channel() -> BinaryIO:

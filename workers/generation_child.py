@@ -17,7 +17,8 @@ from app.telemetry import get_logger
 from app.telemetry.traces import span, stop_tracing
 from intraslice_core.config import FrozenModel
 from intraslice_core.errors import IntraSliceError
-from workers.child import configure_telemetry, die_with, message_channel
+from intraslice_core.parent_process import die_with
+from workers.child import configure_telemetry, message_channel
 from workers.failures import INTERNAL, OUT_OF_MEMORY
 from workers.messages import AnswerMessage, FailedMessage, GenerationInput, PromptedModel, encode
 

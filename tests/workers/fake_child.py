@@ -11,10 +11,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
 
+from intraslice_core.parent_process import die_with
 from intraslice_core.progress import ProgressEvent, Stage
 from intraslice_core.reports.schema import REPORT_FILE
 from tests.app.stored_report import REPORT
-from workers.child import die_with
 from workers.messages import (
     ChildRequest,
     FailedMessage,

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from benchmarks.large_models import LLAMAS
 from intraslice_core.allocation.curves import (
     AttentionCurves,
     Curve,
@@ -406,16 +407,7 @@ def test_budget_below_the_cap_and_shapes_too_coarse_are_rejected_by_name() -> No
 
 @pytest.mark.parametrize("heads", [True, False])
 def test_a_model_of_seventy_billion_takes_less_than_a_second(heads: bool) -> None:
-    geometry = ModelGeometry(
-        num_hidden_layers=80,
-        hidden_size=8192,
-        intermediate_size=28672,
-        num_attention_heads=64,
-        num_key_value_heads=8,
-        head_dim=128,
-        vocab_size=128256,
-        tie_word_embeddings=False,
-    )
+    geometry = LLAMAS["Llama-3-70B"]
     curves = model_curves(geometry, 8, 6, heads=heads)
     began = time.process_time()
     lagrangian_plan(curves, int(0.7 * dense_parameters(geometry)))

@@ -8,25 +8,16 @@ from pathlib import Path
 import pytest
 from torch import Tensor
 
+from benchmarks.large_models import LLAMAS
 from intraslice_core.config import CalibrationConfig, CompressionConfig
 from intraslice_core.cost_model import H100_SXM, StageCost, parallel_costs, stage_flops
 from intraslice_core.pipeline import _compress_checkpoint
-from intraslice_core.plan import ModelGeometry
 from intraslice_core.progress import ignore_progress, never_cancelled
 from intraslice_core.ranks import Ranks
 from intraslice_core.run import OpenedModel, Run
 from tests.intraslice_core.tiny_models import tiny_llama
 
-LLAMA_70B = ModelGeometry(
-    num_hidden_layers=80,
-    hidden_size=8192,
-    intermediate_size=28672,
-    num_attention_heads=64,
-    num_key_value_heads=8,
-    head_dim=128,
-    vocab_size=128256,
-    tie_word_embeddings=False,
-)
+LLAMA_70B = LLAMAS["Llama-3-70B"]
 CONFIG = CompressionConfig(ratio=0.3)
 
 

@@ -281,6 +281,41 @@ def test_methods_are_renamed_in_stored_jobs_and_back(used: Settings) -> None:
     assert methods(used) == named_after(1, before)
 
 
+PUSHES = [
+    ("a", "2026-01-03", "hub", "acme/Small at 0f"),
+    ("b", "2026-01-02", "hub", "Acme/small at 1e"),
+    ("b", "2026-01-04", "hub", "acme/large at 2d"),
+    ("c", "2026-01-01", "mlflow", "acme/large version 1"),
+    ("c", "2026-01-01", "hub", None),
+]
+"""Project, end, target and reference of hand-offs."""
+
+
+def test_repositories_belong_to_the_project_that_pushed_first_before_0023(used: Settings) -> None:
+    downgrade(used, "0022")
+    with create_engine(used.database_url, poolclass=NullPool).begin() as opened:
+        for number, (project, finished_at, target, reference) in enumerate(PUSHES):
+            job = f"job_8{number}"
+            copied_row(opened, "jobs", job)
+            moved = text("UPDATE jobs SET project_id = :project WHERE id = :job")
+            opened.execute(moved, {"project": project, "job": job})
+            opened.execute(
+                insert(metadata.tables["hand_offs"]).values(
+                    job_id=job,
+                    target=target,
+                    state="done" if reference else "failed",
+                    finished_at=datetime.fromisoformat(f"{finished_at}T00:00:00+00:00"),
+                    reference=reference,
+                )
+            )
+    upgrade(used)
+    query = "SELECT row_to_json(r) FROM (SELECT repository, project_id, created_at::date::text"
+    assert scalars(used, f"{query} FROM hub_repositories ORDER BY repository) AS r") == [
+        {"repository": "acme/large", "project_id": "b", "created_at": "2026-01-04"},
+        {"repository": "acme/small", "project_id": "b", "created_at": "2026-01-02"},
+    ]
+
+
 EARLIER_CLAIM = """
 UPDATE jobs SET state = 'running', lease_owner = 'earlier', fencing_token = fencing_token + 1,
   lease_expires_at = now() + interval '30 s', attempt = attempt + 1, claimed_at = now()

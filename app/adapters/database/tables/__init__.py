@@ -4,6 +4,7 @@ from app.adapters.database.tables.audit import audit
 from app.adapters.database.tables.base import metadata
 from app.adapters.database.tables.deployment import deployment, orphans
 from app.adapters.database.tables.generations import generations
+from app.adapters.database.tables.hub_repositories import hub_repositories
 from app.adapters.database.tables.jobs import (
     artifacts,
     events,
@@ -31,6 +32,7 @@ __all__ = [
     "events",
     "generations",
     "hand_offs",
+    "hub_repositories",
     "idempotency_keys",
     "jobs",
     "layer_files",

@@ -66,7 +66,7 @@ def _require_result(api: HfApi, repository: str) -> None:
     files = set(api.list_repo_files(repository)) - _MADE_BY_HUB
     if files and REPORT_FILE not in files:
         raise RepositoryTakenError(
-            f"the repository {repository} holds something else than a result of this service:"
+            f"the repository {repository} contains files that this service did not write:"
             " request another name"
         )
 

@@ -39,7 +39,7 @@ export const PROBLEM_WORDS = {
   lease_lost: "Another worker has taken over the job.",
   publication_failed: "The files could not be stored as they were written.",
   hand_off_failed: "The registry did not accept the model.",
-  repository_taken: "The repository holds something else. Choose another name.",
+  repository_taken: "The repository contains other files or belongs to another project. Choose another name.",
   upload_damaged: "The files arrived damaged. Upload them again.",
   insufficient_disk: "The server's disk is full.",
   migration_rejected: "The database could not be changed.",

@@ -33,7 +33,7 @@ ServiceError
 ├── LeaseLostError               another worker has the lease, or none has
 ├── PublicationError             the store holds other bytes than were written
 ├── HandOffError                 a registry or hub rejected a checkpoint
-│   └── RepositoryTakenError     the repository has files of others
+│   └── RepositoryTakenError     the repository has files of others, or is another project's
 ├── UploadDamagedError           the store holds other bytes than were announced
 ├── DiskFullError                the disk of this machine is full
 ├── MigrationError               the requested change of the schema is impossible or drops data
@@ -281,7 +281,7 @@ class HandOffError(ServiceError):
 
 
 class RepositoryTakenError(HandOffError):
-    """The repository holds something else."""
+    """The Hub repository contains files that are not a compression result."""
 
     code = "repository_taken"
 

@@ -66,7 +66,7 @@ def test_a_repository_with_files_of_others_is_not_written_to(hub: Hub, checkpoin
     repository = hub.repositories["acme/small"]
     assert len(repository.commits) == 2
     repository.files = {"model.safetensors": b"of the company"}
-    with pytest.raises(RepositoryTakenError, match="acme/small holds something else"):
+    with pytest.raises(RepositoryTakenError, match="acme/small contains files"):
         push(hub, checkpoint, only_results=True)
     assert repository.files == {"model.safetensors": b"of the company"}
 

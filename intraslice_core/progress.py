@@ -282,9 +282,9 @@ class ProgressEvent(FrozenModel):
     eta_seconds_high: float | None = None
     """Ends of their range, which most runs keep to."""
     memory_bytes: int | None = None
-    """Resident memory of the run's process; only the service's workers measure it."""
+    """Resident memory of the run's processes; only the service's workers measure it."""
     gpu_memory_bytes: int | None = None
-    """Memory that torch has reserved on the GPU, for runs on one."""
+    """Memory that torch has reserved on the GPU, for runs on a single one."""
     finished: LayerDone | None = None
 
 

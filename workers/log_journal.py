@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from app.domain.errors import PASSING_ERRORS
+from app.domain.errors import TRANSIENT_ERRORS
 from app.domain.job import JobRecord
 from app.domain.job_log import NewLogLine
 from app.services import job_log
@@ -35,7 +35,7 @@ class LogJournal:
         self._resources = resources
         self._job = job
         self.redaction = log_redaction(resources.settings, environment(None))
-        """Removal of what none but the operators of this machine shall read."""
+        """Redaction of secrets and local paths in stored lines."""
         self._pending: list[NewLogLine] = []
         self._written = 0.0
 
@@ -58,7 +58,7 @@ class LogJournal:
             return
         try:
             job_log.record_lines(self._resources, self._job.lease, self._pending)
-        except PASSING_ERRORS:
+        except TRANSIENT_ERRORS:
             # Lines may be lost; the lease renewal decides whether to continue.
             _log.debug("log_not_stored", job_id=self._job.id)
             return

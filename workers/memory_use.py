@@ -1,10 +1,11 @@
-"""Memory that the engine's process holds, for its progress events."""
+"""Memory that the engine's processes hold, for progress events."""
 
 from __future__ import annotations
 
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 
 import psutil  # type: ignore[import-untyped]
 
@@ -13,7 +14,9 @@ _SECONDS = 1.0
 
 
 class MemoryMeter:
-    """Memory of this process, measured at most once a second.
+    """Memory of this process and of those that it starts, measured at most once a second.
+
+    A run on several devices is a process for each of them, and speed is measured in a clean one.
 
     Args:
         clock: current time in seconds.
@@ -30,13 +33,26 @@ class MemoryMeter:
         now = self._clock()
         if self._measured is None or now - self._measured >= _SECONDS:
             self._measured = now
-            resident = int(self._process.memory_info().rss)
-            self._fields = {"memory_bytes": resident, "gpu_memory_bytes": _reserved_bytes()}
+            self._fields = {
+                "memory_bytes": self._resident_bytes(),
+                "gpu_memory_bytes": _reserved_bytes(),
+            }
         return self._fields
+
+    def _resident_bytes(self) -> int:
+        """Return the resident memory of all processes; pages that several share count in each."""
+        total = 0
+        for process in (self._process, *self._process.children(recursive=True)):
+            # One that has ended in the meantime holds nothing.
+            with suppress(psutil.NoSuchProcess):
+                total += int(process.memory_info().rss)
+        return total
 
 
 def _reserved_bytes() -> int | None:
     """Return what torch has reserved on this process's GPU; None unless it computes on one.
+
+    That is None on several GPUs, on which the processes that it starts compute.
 
     torch is not imported for it, and may be only in part while another thread imports it.
     """

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 
-from app.domain.errors import PASSING_ERRORS
+from app.domain.errors import TRANSIENT_ERRORS
 from app.domain.job import JobRecord, Progress
 from app.services import claims
 from app.services.resources import Resources
@@ -95,7 +95,7 @@ class ProgressJournal:
         progress = Progress(**event.model_dump(exclude={"stage"}))
         try:
             claims.record_progress(self._resources, self._job.lease, event.stage, progress, log=log)
-        except PASSING_ERRORS:
+        except TRANSIENT_ERRORS:
             # Progress may be lost; the lease renewal decides whether to continue.
             _log.debug("progress_not_written", job_id=self._job.id)
             return False

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from app.domain.errors import (
-    PASSING_ERRORS,
+    TRANSIENT_ERRORS,
     InvalidRequestError,
     LeaseLostError,
     ServiceError,
@@ -371,7 +371,7 @@ class Attempt:
         while True:
             try:
                 return write()
-            except PASSING_ERRORS:
+            except TRANSIENT_ERRORS:
                 if self._lease_renewal.lost:
                     raise LeaseLostError from None
                 time.sleep(self._resources.settings.heartbeat_seconds)

@@ -356,7 +356,7 @@ class StoreNotOwnedError(UnavailableError):
     code = "store_not_owned"
 
 
-PASSING_ERRORS = (DatabaseUnavailableError, ResourceBusyError)
+TRANSIENT_ERRORS = (DatabaseUnavailableError, ResourceBusyError)
 """Errors of a write that can succeed later: the database is away, or a lock is held for long."""
 OUTAGE_ERRORS = (DatabaseUnavailableError, BrokerUnavailableError, StoreUnavailableError)
 """Errors that the adapters log, at most once a minute; their callers log nothing."""

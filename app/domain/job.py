@@ -39,10 +39,14 @@ class Progress(FrozenModel):
     )
     eta_seconds_high: float | None = Field(default=None, description="Upper end of that range.")
     memory_bytes: int | None = Field(
-        default=None, description="Memory of the host that the job's process holds now."
+        default=None,
+        description="Memory of the host that the job's processes hold now; pages that several "
+        "share count in each.",
     )
     gpu_memory_bytes: int | None = Field(
-        default=None, description="Memory of the GPU that the job's process has reserved."
+        default=None,
+        description="Memory that the job's process has reserved on its GPU; null on a CPU, and on "
+        "several GPUs, on which further processes compute.",
     )
     finished: LayerDone | None = None
 

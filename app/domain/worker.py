@@ -91,10 +91,14 @@ class RunningJob(ApiModel):
     stage: Stage | None
     fraction: float | None
     memory_bytes: int | None = Field(
-        default=None, description="Memory of the host that the job's process holds."
+        default=None,
+        description="Memory of the host that the job's processes hold; pages that several share "
+        "count in each. Null under all devices of a job but the first.",
     )
     gpu_memory_bytes: int | None = Field(
-        default=None, description="Memory of the GPU that the job's process has reserved."
+        default=None,
+        description="Memory that the job's process has reserved on its GPU; null on a CPU, and on "
+        "several GPUs, on which further processes compute.",
     )
     claimed_at: datetime | None
 

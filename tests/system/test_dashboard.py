@@ -19,14 +19,14 @@ from app.domain.principal import OPERATOR
 from app.domain.sweep import SweepRequest
 from app.domain.worker import GIB
 from app.embedded.seaweed import EmbeddedS3
-from app.services import claims, generation_claims, job_log, jobs, sweeps
+from app.services import claims, estimates, generation_claims, job_log, jobs, sweeps
 from app.services.resources import Resources
 from app.settings import Settings
 from intraslice_core.config import CompressionConfig, CompressionSettings
 from intraslice_core.progress import Stage
 from tests.app.api.serving import serving
-from tests.app.builders import claim_job, in_state, queued, succeeded, weights_on_disk
-from tests.app.fleets import CPU, register, with_long_leases
+from tests.app.builders import claim_job, in_state, make_request, queued, succeeded, weights_on_disk
+from tests.app.fleets import gpu, register, with_long_leases
 from tests.app.generating import answer, claimed
 from tests.browsing import IN_BROWSER, choose_source, chromium, fill_form, open_card, opened
 from tests.workers.test_worker import tiny_model, worker
@@ -34,6 +34,7 @@ from tests.workers.test_worker import tiny_model, worker
 browser = chromium
 
 pytestmark = [*IN_BROWSER, pytest.mark.postgres, pytest.mark.broker]
+_BYTES = "async (bytes) => (await import('/dashboard/format.js')).bytes(bytes)"
 
 
 def ask_for_little_work(page: Page) -> None:
@@ -113,7 +114,7 @@ def test_late_presets_do_not_overwrite_the_form(browser: Browser, settings: Sett
 
 def check_running(page: Page, resources: Resources, job_id: str) -> None:
     """Run the job on a worker without process, and look for the worker and the log lines."""
-    register(resources, "host-7:1:ab", CPU)
+    register(resources, "host-7:1:ab", gpu(24))
     claimed = claim_job(with_long_leases(resources), job_id, "host-7:1:ab")
     now = datetime.now(UTC)
     lines = [
@@ -121,7 +122,9 @@ def check_running(page: Page, resources: Resources, job_id: str) -> None:
         NewLogLine(time=now, level=LogLevel.WARNING, event="slow disk"),
     ]
     job_log.record_lines(resources, claimed.lease, lines)
-    progress = Progress(fraction=0.1, message="reading", memory_bytes=3 * GIB)
+    progress = Progress(
+        fraction=0.1, message="reading", memory_bytes=3 * GIB, gpu_memory_bytes=GIB // 2
+    )
     claims.record_progress(resources, claimed.lease, Stage.LOAD, progress, log=False)
     panel = page.get_by_role("log")
     expect(panel.get_by_text("slow disk")).to_be_visible()
@@ -130,10 +133,16 @@ def check_running(page: Page, resources: Resources, job_id: str) -> None:
     expect(panel.get_by_text("reading")).to_have_count(0)
     page.get_by_text(re.compile(r"^Log \d")).click()
     expect(panel).to_be_hidden()
-    expect(page.get_by_text("3 GiB of ")).to_be_visible()
+    needed = estimates.validate_job(resources, OPERATOR, make_request()).gpu_bytes
+    shown = page.evaluate(_BYTES, needed)
+    expect(page.get_by_text("Held on the GPU")).to_be_visible()
+    expect(page.get_by_text(f"512 MiB of {shown} estimated")).to_be_visible()
+    expect(page.get_by_text("and 3 GiB of the host")).to_be_visible()
     page.get_by_role("link", name="host-7").click()
     worker = page.get_by_role("region", name="Worker host-7")
-    expect(worker.get_by_text("Load model, 10 %, holds 3 GiB of the host")).to_be_visible()
+    expect(
+        worker.get_by_text("Load model, 10 %, holds 512 MiB of the GPU and 3 GiB of the host")
+    ).to_be_visible()
     expect(worker.get_by_text("Healthy")).to_be_visible()
     expect(worker.get_by_role("link", name=job_id)).to_be_visible()
 
@@ -166,8 +175,13 @@ def test_a_job_that_has_ended_is_left_alone(
         assert sum("/events/stream" in request for request in log.requests) <= 2
         with page.expect_popup() as report:
             page.get_by_role("button", name="Open report").click()
-        # An address that can be shared, not one of this tab alone.
-        assert f"{url}/v1/reports/{job.id}?" in report.value.url
+        as_json = report.value.get_by_role("link", name="Job with this report as JSON")
+        expect(as_json).to_have_attribute("href", f"{url}/v1/jobs/{job.id}")
+        assert not any("/report-links" in request for request in log.requests)
+        page.get_by_text("More", exact=True).click()
+        with page.expect_response("**/report-links") as link:
+            page.get_by_role("button", name="Copy link to report").click()
+        assert link.value.status == 201
         expect(page.get_by_text("The service is not responding")).to_have_count(0)
         page.close()
 

@@ -31,6 +31,8 @@ from workers.messages import (
     decode,
 )
 
+_HELD_BYTES = 128 * 2**20
+
 
 def request(tmp_path: Path, model: str = "/no/such/model") -> ChildRequest:
     return ChildRequest(
@@ -129,7 +131,8 @@ def test_progress_names_the_memory_of_the_process() -> None:
     message = decode(out.getvalue())
     assert isinstance(message, ProgressMessage)
     resident = message.event.memory_bytes
-    assert resident == pytest.approx(psutil.Process().memory_info().rss, rel=0.05)
+    assert resident is not None
+    assert resident > 0.95 * psutil.Process().memory_info().rss
     assert message.event.gpu_memory_bytes is None
 
 
@@ -140,6 +143,29 @@ def test_memory_is_measured_at_most_once_a_second(monkeypatch: pytest.MonkeyPatc
     moments = iter((0.0, 0.9, 1.1))
     meter = MemoryMeter(lambda: next(moments))
     assert [meter.fields()["gpu_memory_bytes"] for _ in range(3)] == [5_000, 5_000, 7_000]
+
+
+def test_memory_includes_that_of_processes_of_processes() -> None:
+    moments = iter((0.0, 2.0))
+    meter = MemoryMeter(lambda: next(moments))
+    alone = meter.fields()["memory_bytes"]
+    program = f"held = b'x' * {_HELD_BYTES}; print(flush=True); input()"
+    command = ["sh", "-c", '"$0" -c "$1"; exit', sys.executable, program]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as shell:
+        assert shell.stdout is not None
+        assert shell.stdout.readline() == b"\n"
+        together = meter.fields()["memory_bytes"]
+    assert alone is not None
+    assert together is not None
+    assert _HELD_BYTES < together - alone < 2 * _HELD_BYTES
+
+
+def test_a_process_that_has_just_ended_holds_no_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    with subprocess.Popen([sys.executable, "-S", "-c", "input()"], stdin=subprocess.PIPE) as run:
+        ended = psutil.Process(run.pid)
+    monkeypatch.setattr(psutil.Process, "children", lambda process, recursive: [ended])
+    resident = MemoryMeter().fields()["memory_bytes"]
+    assert resident == pytest.approx(psutil.Process().memory_info().rss, rel=0.05)
 
 
 @pytest.mark.parametrize(

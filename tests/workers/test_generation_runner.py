@@ -15,11 +15,13 @@ from sqlalchemy import text
 
 from app.domain.artifact import job_prefix
 from app.domain.generation import Generation, GenerationState, PlaygroundModel
+from app.domain.job import Job
 from app.domain.lifecycle import State
 from app.domain.principal import OPERATOR
 from app.domain.worker import GIB
 from app.services import generation_claims, generations
 from app.services.resources import Resources
+from intraslice_core.config import CompressionConfig
 from tests.app.builders import in_state, queued
 from tests.app.fleets import CPU, gpu, register, slots
 from tests.app.generating import PROMPT, answer, claimed, prompted, read, silence_workers
@@ -241,11 +243,23 @@ def test_a_worker_without_a_playground_answers_nothing(resources: Resources) -> 
     assert read(resources, generation).state is GenerationState.QUEUED
 
 
+def on_devices(resources: Resources, number: int) -> Job:
+    """Return a succeeded job on so many devices of the worker's choice."""
+    return in_state(resources, State.SUCCEEDED, compression=CompressionConfig(devices=number))
+
+
+def test_a_prompt_to_the_result_of_several_gpus_runs_on_a_cpu(resources: Resources) -> None:
+    generation = prompted(resources, on_devices(resources, 2))
+    assert run(resources, ScriptedProcess(DENSE, COMPRESSED))
+    assert read(resources, generation).state is GenerationState.SUCCEEDED
+
+
+@pytest.mark.parametrize("devices", [1, 2])
 @pytest.mark.parametrize(("gib", "device"), [(1, "cuda"), (0, "cpu")])
 def test_a_gpu_that_is_too_small_leaves_the_models_to_the_cpu(
-    resources: Resources, gib: int, device: str
+    resources: Resources, gib: int, device: str, devices: int
 ) -> None:
-    prompted(resources)
+    prompted(resources, on_devices(resources, devices))
     process = ScriptedProcess(DENSE, COMPRESSED)
     register(resources, "w", gpu(gib))
     (slot,) = slots(gpu(gib))

@@ -15,9 +15,7 @@ _NAME = func.coalesce(jobs.c.compression["device"].astext, DeviceChoice.AUTO.val
 DEVICES = func.coalesce(cast(jobs.c.compression["devices"].astext, Integer), 1)
 """Number of equal devices of one worker that a job asks for; more than one are GPUs."""
 # Jobs of earlier releases name devices as torch does: see `requested_device`.
-_ASKS_FOR_GPU = or_(
-    func.split_part(_NAME, ":", 1).in_((DeviceChoice.GPU.value, "cuda")), DEVICES > 1
-)
+_NAMES_A_GPU = func.split_part(_NAME, ":", 1).in_((DeviceChoice.GPU.value, "cuda"))
 _ASKS_FOR_CPU = _NAME.in_((DeviceChoice.CPU.value,))
 _DTYPE = func.coalesce(jobs.c.compression["dtype"].astext, ANY_DTYPE)
 _GPU_BYTES = func.coalesce(jobs.c.gpu_bytes, 0)
@@ -26,9 +24,12 @@ _NONE = -1
 
 
 def can_run(
-    device: Device, registered: Iterable[Registration], host_bytes: int
+    device: Device,
+    registered: Iterable[Registration],
+    host_bytes: int,
+    devices: ColumnElement[int],
 ) -> ColumnElement[bool]:
-    """Return the condition that a device may claim a job, with others like it where it needs some.
+    """Return the condition that a device may claim work, with others like it where it needs some.
 
     A CPU takes what does not ask for a GPU and fits the memory of its host. A GPU takes what fits
     it. Only where no worker without GPUs has the memory, it also takes what asks for a CPU, and
@@ -38,8 +39,9 @@ def can_run(
         device: the device of the claiming slot.
         registered: all live workers; not considered for a CPU.
         host_bytes: memory of the worker's host.
+        devices: number of devices that the work needs; more than one are GPUs.
     """
-    on_host = and_(~_ASKS_FOR_GPU, fits_host(host_bytes))
+    on_host = and_(~_NAMES_A_GPU, devices == 1, fits_host(host_bytes))
     if device.kind == "cpu":
         return on_host
     return or_(runs_on(device), and_(on_host, _lacks_a_device(tuple(registered))))

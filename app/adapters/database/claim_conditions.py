@@ -15,7 +15,7 @@ from app.domain.worker import Device, Slot
 
 
 def claim_conditions(
-    transaction: Transaction, owner: str, slot: Slot | None
+    transaction: Transaction, owner: str, slot: Slot | None, devices: ColumnElement[int]
 ) -> tuple[ColumnElement[bool], ColumnElement[bool]]:
     """Return the conditions that the slot can run a job, and that its host has room for it now.
 
@@ -23,12 +23,13 @@ def claim_conditions(
         transaction: the transaction of the claim.
         owner: name of the worker.
         slot: the free slot; None can run any job, as workers do that have registered no devices.
+        devices: number of devices that the work needs: a prompt needs one, whatever its job took.
     """
     if slot is None:
         return true(), true()
     if slot.device.kind == "cpu":
         total = slot.device.memory_bytes
-        capable = can_run(slot.device, (), total)
+        capable = can_run(slot.device, (), total, devices)
         if slot.device.jobs_at_once == 1:
             return capable, true()
         return capable, fits_host(total - _host_bytes_in_use(transaction, owner, ()))
@@ -40,7 +41,7 @@ def claim_conditions(
     if own is not None:
         free = own.host_memory_bytes - _host_bytes_in_use(transaction, owner, own.devices)
     # A GPU is not left idle for a job that would run on its host's CPU.
-    return can_run(slot.device, registered, free), true()
+    return can_run(slot.device, registered, free, devices), true()
 
 
 def _host_bytes_in_use(transaction: Transaction, owner: str, devices: Sequence[Device]) -> int:

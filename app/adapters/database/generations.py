@@ -17,6 +17,7 @@ from sqlalchemy import (
     delete,
     func,
     insert,
+    literal,
     select,
     update,
 )
@@ -130,13 +131,13 @@ def remove(transaction: Transaction, generation_id: str) -> bool:
 def claim_next(
     transaction: Transaction, owner: str, lease_seconds: float, slot: Slot | None
 ) -> GenerationRecord | None:
-    """Take the lease of the oldest queued generation whose job the slot could run."""
+    """Take the lease of the oldest queued generation whose job the slot could run on one device."""
     following = (
         select(generations.c.id)
         .join(jobs, jobs.c.id == generations.c.job_id)
         .where(
             generations.c.state.in_(TRANSITIONS[GenerationAction.CLAIM].sources),
-            *claim_conditions(transaction, owner, slot),
+            *claim_conditions(transaction, owner, slot, devices=literal(1)),
         )
         .order_by(generations.c.id)
         .limit(1)

@@ -79,7 +79,7 @@ def _conditions(
     It can run a job once enough of its slots are free.
     """
     slot = None if free is None else free.slots[0]
-    on_device, has_room = claim_conditions(transaction, owner, slot)
+    on_device, has_room = claim_conditions(transaction, owner, slot, DEVICES)
     capable = on_device if free is None else and_(on_device, free.total >= DEVICES)
     return capable, has_room
 

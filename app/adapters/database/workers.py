@@ -103,8 +103,11 @@ def _running(transaction: Transaction, project_id: str) -> dict[tuple[str, int],
     running: dict[tuple[str, int], list[RunningJob]] = {}
     for row in transaction.execute(query):
         job = _running_job(row, own=row.project_id == project_id)
-        for number in (row.device_number, *(row.further_device_numbers or ())):
-            running.setdefault((row.lease_owner, number), []).append(job)
+        running.setdefault((row.lease_owner, row.device_number), []).append(job)
+        # Its memory is shown once.
+        further = job.model_copy(update={"memory_bytes": None, "gpu_memory_bytes": None})
+        for number in row.further_device_numbers or ():
+            running.setdefault((row.lease_owner, number), []).append(further)
     return running
 
 

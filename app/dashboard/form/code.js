@@ -25,7 +25,7 @@ function command(form, body, origin) {
   return `cat > job.json <<'JSON'\n${JSON.stringify(body, null, 2)}\nJSON\nintraslice submit --file job.json --url ${quoted(origin)}`;
 }
 
-/** Whether the command's one option for the field of the text, which is for every text, says the same. @param {any} body */
+/** Return whether `--text-field` can express the fields of all texts. @param {any} body */
 function hasOneField({ compression, evaluation }) {
   const own = compression.calibration.text_field ?? null;
   return (evaluation === null || (evaluation.text_field ?? null) === own) && !(own && compression.recover);

@@ -391,9 +391,13 @@ def test_a_job_on_several_gpus_is_claimed_once_enough_are_free_and_shown_on_each
     claimed = claims.claim_next_job(resources, "worker", FreeSlots.of(first, second))
     assert claimed is not None
     assert claimed.id == job.id
+    progress = Progress(fraction=0.1, message="reading", memory_bytes=3 * GIB)
+    claims.record_progress(resources, claimed.lease, Stage.LOAD, progress, log=False)
     (worker,) = client.get("/v1/service").json()["fleet"]
     running = [[run["job_id"] for run in device["jobs"]] for device in worker["devices"]]
     assert running == [[], [job.id], [job.id], [behind.id]]
+    held = [[run["memory_bytes"] for run in device["jobs"]] for device in worker["devices"]]
+    assert held == [[], [3 * GIB], [None], [None]], "memory of the host is shown once"
     claims.requeue_job(resources, claimed.lease, None)
     again = claims.claim_next_job(resources, "worker-2", FreeSlots.of(*slots(*[gpu(40)] * 3)))
     assert again is not None

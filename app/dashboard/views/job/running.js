@@ -16,13 +16,13 @@ import { WorkerCard } from "./worker.js";
 
 /** @param {{ job: any, events: any[], lines: any[], service: any }} props */
 export function Running({ job, events, lines, service }) {
-  const sizes = useExpected(job);
+  const expected = useExpected(job);
   return html`${job.state === "running" ? html`<${Progress} job=${job} events=${events} />` : html`<${Waiting} job=${job} service=${service} />`}
   <div class="two">
     <div class="stack"><${Widths} job=${job} events=${events} /><${Log} job=${job} events=${events} lines=${lines} /></div>
     <aside class="stack" aria-label="About this run">
-      <${Expected} sizes=${sizes} />
-      <${WorkerCard} job=${job} service=${service} expected=${sizes?.peak_memory_bytes} />
+      <${Expected} sizes=${expected?.estimate} />
+      <${WorkerCard} job=${job} service=${service} expected=${expected} />
       <${Work} job=${job} events=${events} />
       <${Elsewhere} job=${job} />
     </aside>
@@ -47,19 +47,19 @@ function Progress({ job, events }) {
 /** @param {number} left */
 const endTime = (left) => new Date(Date.now() + 1000 * left).toLocaleTimeString([], { hour: "2-digit", minute: "2-digit" });
 
-/** The estimate of a job's sizes; null without one, for instance of a model that only workers can read. @param {any} job @returns {any} */
+/** The validation of a job's settings, with the estimates; null without one. @param {any} job @returns {any} */
 function useExpected(job) {
-  const [sizes, setSizes] = useState(/** @type {any} */ (null));
+  const [validation, setValidation] = useState(/** @type {any} */ (null));
   useEffect(() => {
     const stop = new AbortController();
     const body = { model: job.model, compression: job.compression, evaluation: job.evaluation };
-    post("/v1/jobs:validate", body, {}, stop.signal).then((validation) => setSizes(validation.estimate), () => setSizes(null));
+    post("/v1/jobs:validate", body, {}, stop.signal).then(setValidation, () => setValidation(null));
     return () => stop.abort();
   }, [job.id]);
-  return sizes;
+  return validation;
 }
 
-/** What the settings are estimated to give. @param {{ sizes: any }} props */
+/** What the settings are estimated to give. @param {{ sizes: any }} props `sizes`: null of a model that only workers can read */
 function Expected({ sizes }) {
   if (!sizes) return null;
   return html`<${Card} title="Expected result"><${Facts} pairs=${[

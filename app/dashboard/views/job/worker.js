@@ -14,7 +14,7 @@ export function placeOf(job, fleet) {
   return null;
 }
 
-/** @param {{ job: any, service: any, expected?: number }} props `expected`: estimate of the memory that the job needs, in bytes */
+/** @param {{ job: any, service: any, expected: any }} props `expected`: validation of the job's settings, or null */
 export function WorkerCard({ job, service, expected }) {
   const place = placeOf(job, service?.fleet || []);
   if (!place) return null;
@@ -26,19 +26,22 @@ export function WorkerCard({ job, service, expected }) {
       [device.kind === "gpu" ? "Memory of the GPU" : "Memory of the host", bytes(device.memory_bytes)],
       ["Memory of the host", device.kind === "gpu" ? bytes(worker.host_memory_bytes) : null],
     ]} />
-    <${MemoryUse} progress=${job.progress} expected=${expected} memory=${device.memory_bytes} />
+    <${MemoryUse} progress=${job.progress} expected=${expected} device=${device} host=${worker.host_memory_bytes} />
   </div><//>`;
 }
 
 /**
- * Memory that the job holds now: of the GPU where it runs on one, else of the host.
- * @param {{ progress: any, expected?: number, memory: number }} props `memory`: of the device, in bytes
+ * Memory that the job holds now: of the GPU where it computes on one, else of the host.
+ * @param {{ progress: any, expected: any, device: any, host: number }} props `expected`: validation of the job's settings, or null; `host`: memory of the worker's host, in bytes
  */
-function MemoryUse({ progress, expected, memory }) {
-  const [held, onGpu] = [progress?.gpu_memory_bytes ?? progress?.memory_bytes, Number.isFinite(progress?.gpu_memory_bytes)];
+function MemoryUse({ progress, expected, device, host }) {
+  const onGpu = Number.isFinite(progress?.gpu_memory_bytes);
+  const held = onGpu ? progress.gpu_memory_bytes : progress?.memory_bytes;
   if (!held) return null;
-  const most = expected || memory;
-  return html`<div><p class="spread small"><span class="sub">${onGpu ? "Held on the GPU" : "Held by the job"}</span><span>${bytes(held)} of ${bytes(most)}${expected ? " estimated" : ""}</span></p>
+  // Without memory of its GPU, a job has yet to load the model or runs on the host's CPU: neither estimate is certain.
+  const estimate = onGpu ? expected?.gpu_bytes : device.kind === "cpu" ? expected?.estimate?.peak_memory_bytes : null;
+  const most = estimate || (onGpu ? device.memory_bytes : host);
+  return html`<div><p class="spread small"><span class="sub">${onGpu ? "Held on the GPU" : "Held by the job"}</span><span>${bytes(held)} of ${bytes(most)}${estimate ? " estimated" : ""}</span></p>
     <${Bar} part=${held / most} label=${`${bytes(held)} of ${bytes(most)}`} />
     ${onGpu && progress.memory_bytes ? html`<p class="hint">and ${bytes(progress.memory_bytes)} of the host</p>` : null}</div>`;
 }

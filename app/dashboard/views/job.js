@@ -103,16 +103,11 @@ function Head({ job, events, uploads, service, restart, reload }) {
   <//>`;
 }
 
-/** New link to a job's report, which works without a key for a week. @param {string} id */
+/** Address of a job's report, which works without a key for a week. @param {string} id */
 const reportLink = async (id) => new URL((await post(`/v1/jobs/${id}/report-links`)).url, location.origin).href;
 
-/** Address of the report in this browser only: looking creates no link that others could use. @param {string} id */
-async function openedReport(id) {
-  const page = await getPage(`/v1/jobs/${id}/report`);
-  // Its links to the service are relative, and such an address has nothing that they could be relative to.
-  const absolute = page.replaceAll('href="/v1/', `href="${location.origin}/v1/`);
-  return URL.createObjectURL(new Blob([absolute], { type: "text/html" }));
-}
+/** Address of the report in this tab only, for keys that may not make links. @param {string} id */
+const reportHere = async (id) => URL.createObjectURL(new Blob([await getPage(`/v1/jobs/${id}/report`)], { type: "text/html" }));
 
 /** @param {{ job: any, mayWrite: boolean, restart: () => void, reload: () => void }} props */
 function Buttons({ job, mayWrite, restart, reload }) {
@@ -121,7 +116,7 @@ function Buttons({ job, mayWrite, restart, reload }) {
     restart();
   };
   const active = ["queued", "running"].includes(job.state);
-  const openReport = async () => window.open(await openedReport(job.id), "_blank", "noopener");
+  const openReport = async () => window.open(await (mayWrite ? reportLink : reportHere)(job.id), "_blank", "noopener");
   const pin = async () => {
     await post(`/v1/jobs/${job.id}/${job.pinned ? "unpin" : "pin"}`);
     reload();

@@ -28,7 +28,9 @@ _NONE = -1
 def can_run(
     device: Device, registered: Iterable[Registration], host_bytes: int
 ) -> ColumnElement[bool]:
-    """Return the condition that a device may claim a job, with others like it where it needs some.
+    """Return the condition that a device may claim a job.
+
+    It claims the job together with equal devices if the job needs several.
 
     A CPU takes what does not ask for a GPU and fits the memory of its host. A GPU takes what fits
     it. Only where no worker without GPUs has the memory, it also takes what asks for a CPU, and

@@ -74,9 +74,11 @@ class QueueForecast(FrozenModel):
 
     jobs_ahead: int = Field(description="Queued jobs of all projects that would start before it.")
     seconds: float | None = Field(
-        description="Estimated time until it starts; 0 while a worker is free. Null without "
-        "workers, while more jobs are ahead than workers run, and while jobs of other projects "
-        "run, whose progress is not revealed."
+        description="Estimated time until it starts; 0 while a device that can run it is free. "
+        "Null where no registered worker can run it, where it needs several devices, where the "
+        "workers have CPUs and GPUs and it cannot run on all of them, while more jobs are ahead "
+        "than run on the devices that can run it, and while jobs of other projects run on them, "
+        "whose progress is not revealed."
     )
 
 

@@ -24,6 +24,8 @@ from intraslice_core.progress import Stage
 
 GIB = 2**30
 ANY_DTYPE = "auto"
+DevicePosition = tuple[str, int]
+"""Id of a worker and position of a device in its registration."""
 
 
 class DeviceChoice(StrEnum):
@@ -246,6 +248,35 @@ def waiting_reason(requirement: Requirement, workers: Iterable[Registration]) ->
         message=f"waiting: no worker with {_at_least(needed)} of memory",
         host_bytes=needed,
     )
+
+
+def usable_devices(
+    requirement: Requirement, workers: Iterable[Registration]
+) -> dict[DevicePosition, Device]:
+    """Return the devices that may run a job of one device, as the conditions of the claim decide.
+
+    A GPU whose host's CPU would run the job counts where no other device can run it.
+
+    Args:
+        requirement: what the job requires.
+        workers: all live workers, busy or not.
+
+    Returns:
+        The devices by their positions; none where `waiting_reason` names a reason.
+    """
+    asks_for = requirement.device
+    needed = requirement.memory.host_bytes or 0
+    fitting: dict[DevicePosition, Device] = {}
+    hosting: dict[DevicePosition, Device] = {}
+    for worker in workers:
+        has_memory = asks_for is not DeviceChoice.GPU and needed <= worker.host_memory_bytes
+        for number, device in enumerate(worker.devices):
+            on_gpu = asks_for is not DeviceChoice.CPU and device.fits(requirement)
+            if on_gpu or (device.kind == "cpu" and has_memory):
+                fitting[worker.id, number] = device
+            elif has_memory:
+                hosting[worker.id, number] = device
+    return fitting or hosting
 
 
 def _lacking_gpus(

@@ -85,7 +85,7 @@ def validate_job(resources: Resources, principal: Principal, request: JobRequest
         seconds=None if likely_time is None else likely_time.expected,
         seconds_high=None if likely_time is None else likely_time.high,
         durations=times.measured,
-        queue=forecast(resources, principal.project_id, request.priority),
+        queue=forecast(resources, principal.project_id, request.priority, requirement),
         targets=targets_for(admitted.dense),
         tournament=None
         if plan is None

@@ -52,7 +52,7 @@ def create_sweep(
     """
     sweep_id = new_id(SWEEP)
     requests = _job_requests(sweep_id, request)
-    needed = _admit_all(resources, principal, request, requests)
+    needed = _admit_all(resources, principal, request, requests, request.ratios)
     claim = sweeps.Claim(
         project_id=principal.project_id,
         idempotency_key=idempotency_key,
@@ -70,26 +70,33 @@ def create_sweep(
 def add_ratios(
     resources: Resources, principal: Principal, sweep_id: str, ratios: Sequence[float]
 ) -> SweepDetails:
-    """Queue the jobs of more ratios with the settings of a sweep; ratios that it has are left out.
+    """Queue the jobs of more ratios with the settings of a sweep.
 
-    Repeating it is harmless.
+    Ratios for which the sweep has a job are left out, so that repeating it is harmless. One whose
+    jobs were deleted is queued again.
 
     Raises:
         SweepNotFoundError: if the project has no such sweep.
         InvalidRequestError: if a job would be rejected, or the sweep would be too large.
     """
     sweep = get_sweep(resources, principal, sweep_id)
-    _require_few({*sweep.ratios, *ratios}, len(sweep.methods))
-    request = _more(sweep, ratios)
+    missing = _missing(sweep, ratios)
+    if not missing:
+        return sweep
+    # Saves the admission of jobs that are then rejected; the check under the lock decides.
+    _merged(sweep, missing)
+    request = _more(sweep, missing)
     requests = _job_requests(sweep_id, request)
-    needed = _admit_all(resources, principal, request, requests)
+    needed = _admit_all(resources, principal, request, requests, ratios)
     with resources.database.transaction() as transaction:
-        current = sweeps.lock_ratios(transaction, principal.project_id, sweep_id)
-        if current is None:
+        if not sweeps.lock(transaction, principal.project_id, sweep_id):
             raise SweepNotFoundError
-        sweeps.set_ratios(transaction, sweep_id, tuple(dict.fromkeys((*current, *ratios))))
+        current = _existing(transaction, principal, sweep_id)
+        # Another request may have added some of them in the meantime.
+        missing = _missing(current, missing)
+        sweeps.set_ratios(transaction, sweep_id, _merged(current, missing))
         for job_request, memory in zip(requests, needed, strict=True):
-            if job_request.compression.ratio not in current:
+            if job_request.compression.ratio in missing:
                 job_id = new_job_id()
                 enqueue_job(resources, transaction, principal, job_id, job_request, memory=memory)
         return _existing(transaction, principal, sweep_id)
@@ -145,6 +152,19 @@ def _more(sweep: SweepDetails, ratios: Sequence[float]) -> SweepRequest:
     )
 
 
+def _missing(sweep: SweepDetails, ratios: Sequence[float]) -> tuple[float, ...]:
+    """Return the ratios for which a sweep has no job."""
+    present = {job.compression.ratio for job in sweep.jobs}
+    return tuple(ratio for ratio in ratios if ratio not in present)
+
+
+def _merged(sweep: SweepDetails, more: Sequence[float]) -> tuple[float, ...]:
+    """Return the ratios of a sweep and more of them, each once; raise if they are too many."""
+    ratios = tuple(dict.fromkeys((*sweep.ratios, *more)))
+    _require_few(ratios, len(sweep.methods))
+    return ratios
+
+
 def _require_few(ratios: Collection[float], methods: int) -> None:
     """Raise if a sweep of so many ratios and methods is too large."""
     if len(ratios) <= MOST_RATIOS and methods * len(ratios) <= MOST_JOBS:
@@ -172,12 +192,23 @@ def _job_requests(sweep_id: str, request: SweepRequest) -> list[JobRequest]:
 
 
 def _admit_all(
-    resources: Resources, principal: Principal, sweep: SweepRequest, requests: list[JobRequest]
+    resources: Resources,
+    principal: Principal,
+    sweep: SweepRequest,
+    requests: list[JobRequest],
+    ratios: Sequence[float],
 ) -> list[RequiredMemory]:
     """Return the memory that each job needs; raise if any would be rejected.
 
     Problems with its ratio point to `/ratios/{index}`, problems with its method to
     `/methods/{index}` where methods are given.
+
+    Args:
+        resources: settings, database and store.
+        principal: who asks for the jobs.
+        sweep: the jobs' common request.
+        requests: one request for each child of `sweep`.
+        ratios: those of the body, to which problems point; with those of `sweep` among them.
     """
     problems: dict[FieldProblem, None] = {}
     needed: list[RequiredMemory] = []
@@ -186,15 +217,19 @@ def _admit_all(
             admitted = admit_request(resources, principal.project_id, request)
             needed.append(required_memory(admitted))
         except InvalidRequestError as error:
-            problems |= dict.fromkeys(_placed(problem, sweep, child) for problem in error.fields)
+            problems |= dict.fromkeys(
+                _placed(problem, sweep, child, ratios) for problem in error.fields
+            )
     if problems:
         raise InvalidRequestError("A job of the sweep would be rejected", fields=tuple(problems))
     return needed
 
 
-def _placed(problem: FieldProblem, sweep: SweepRequest, child: SweepChild) -> FieldProblem:
+def _placed(
+    problem: FieldProblem, sweep: SweepRequest, child: SweepChild, ratios: Sequence[float]
+) -> FieldProblem:
     """Return the problem of a job at the field of the sweep, with the name of a compared method."""
-    indices = {"/compression/ratio": sweep.ratios.index(child.ratio)}
+    indices = {"/compression/ratio": ratios.index(child.ratio)}
     if sweep.methods:
         indices["/compression/method"] = sweep.methods.index(child.method)
     if problem.pointer not in indices:

@@ -96,7 +96,7 @@ class _Columns:
 
     def __init__(self) -> None:
         self.is_cut = False
-        """True if the text goes on after the records."""
+        """True if the text was truncated."""
         self._records = 0
         self._formless = 0
         self._form_problem = ""
@@ -126,7 +126,7 @@ class _Columns:
         self._records += 1
 
     def note_cut(self) -> None:
-        """Note that the text goes on after the records."""
+        """Record that the text was truncated."""
         self.is_cut = True
 
     def result(self, name: str) -> TextColumns:
@@ -151,7 +151,7 @@ class _Columns:
     def _is_tolerable(self, bad: int) -> bool:
         """Return whether a job would read the text with so many bad records.
 
-        Of a text that goes on, the next records may show that a few are rare.
+        Of a truncated text, the next records may show that a few are rare.
         """
         early = self.is_cut and bad <= MOST_EARLY and bad < self._records
         return early or bad * RECORDS_PER_BAD_ONE <= self._records

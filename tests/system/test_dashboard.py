@@ -414,9 +414,19 @@ def test_a_click_on_the_sweep_chart_opens_the_job(
             page.locator(".u-legend .u-series", has_text="Beaten on size and quality")
         ).to_contain_text("20")
         page.get_by_role("button", name="Add a size").click()
-        page.get_by_label("Percentages of layer weights to remove").fill("30, 35 %")
-        page.get_by_role("button", name="Start 1 job").click()
+        sizes = page.get_by_label("Percentages of layer weights to remove")
+        for wrong in ("12,5", "15, 3O", "15, 100", "0", "-5"):
+            sizes.fill(wrong)
+            expect(page.get_by_role("button", name="Start jobs")).to_be_disabled()
+            expect(page.get_by_text("enter numbers between 0 and 100")).to_be_visible()
+        sizes.fill("33.3; 12.5, 30")
+        expect(page.get_by_role("button", name="Start 2 jobs: 33.3 %, 12.5 %")).to_be_enabled()
+        expect(page.get_by_text("enter numbers between 0 and 100")).to_be_hidden()
+        sizes.fill("30, 35, 35 %")
+        page.get_by_role("button", name="Start 1 job: 35 %").click()
         expect(page.get_by_role("link", name="35 %")).to_be_visible()
+        added = sweeps.get_sweep(resources, OPERATOR, sweep.id).jobs
+        assert [job.ratio for job in added] == [0.2, 0.3, 0.35, 0.4]
         axes = page.get_by_role("radiogroup", name="Horizontal axis")
         for axis in ("Memory", "Size"):
             axes.get_by_text(axis).click()

@@ -29,7 +29,9 @@ def can_run(
     host_bytes: int,
     devices: ColumnElement[int],
 ) -> ColumnElement[bool]:
-    """Return the condition that a device may claim work, with others like it where it needs some.
+    """Return the condition that a device may claim work.
+
+    It claims a job together with equal devices if the job needs several.
 
     A CPU takes what does not ask for a GPU and fits the memory of its host. A GPU takes what fits
     it. Only where no worker without GPUs has the memory, it also takes what asks for a CPU, and

@@ -55,8 +55,10 @@ class Occupant:
     project_id: str
     seconds_left: float | None
     """Estimate of its worker; None while it is not known."""
-    places: int = 1
-    """Devices that it occupies."""
+    worker: str
+    """Owner of its lease."""
+    devices: tuple[int, ...]
+    """Positions of its devices in the worker's registration."""
 
 
 def count_ahead(transaction: Transaction, priority: int) -> int:
@@ -68,8 +70,19 @@ def count_ahead(transaction: Transaction, priority: int) -> int:
 def running(transaction: Transaction) -> list[Occupant]:
     """Return the jobs of all projects whose workers have a valid lease."""
     eta = jobs.c.progress["eta_seconds"].astext.cast(Float).label("seconds_left")
-    further = func.coalesce(func.cardinality(jobs.c.further_device_numbers), 0)
-    query = select(jobs.c.project_id, eta, (1 + further).label("places")).where(
-        jobs.c.state.in_(LEASED), jobs.c.lease_expires_at > func.now()
-    )
-    return [Occupant(**row._mapping) for row in transaction.execute(query)]
+    query = select(
+        jobs.c.project_id,
+        eta,
+        jobs.c.lease_owner,
+        func.coalesce(jobs.c.device_number, 0).label("first_device"),
+        jobs.c.further_device_numbers,
+    ).where(jobs.c.state.in_(LEASED), jobs.c.lease_expires_at > func.now())
+    return [
+        Occupant(
+            project_id=row.project_id,
+            seconds_left=row.seconds_left,
+            worker=row.lease_owner,
+            devices=(row.first_device, *(row.further_device_numbers or ())),
+        )
+        for row in transaction.execute(query)
+    ]

@@ -102,15 +102,10 @@ def find(transaction: Transaction, project_id: str, sweep_id: str) -> SweepDetai
     )
 
 
-def lock_ratios(
-    transaction: Transaction, project_id: str, sweep_id: str
-) -> tuple[float, ...] | None:
-    """Lock a sweep until the end of the transaction, and return its ratios; None without it."""
-    query = select(sweeps.c.ratios).where(
-        sweeps.c.id == sweep_id, sweeps.c.project_id == project_id
-    )
-    ratios = transaction.scalar(query.with_for_update())
-    return None if ratios is None else tuple(ratios)
+def lock(transaction: Transaction, project_id: str, sweep_id: str) -> bool:
+    """Lock a sweep until the end of the transaction; return whether the project has it."""
+    query = select(sweeps.c.id).where(sweeps.c.id == sweep_id, sweeps.c.project_id == project_id)
+    return transaction.scalar(query.with_for_update()) is not None
 
 
 def set_ratios(transaction: Transaction, sweep_id: str, ratios: Sequence[float]) -> None:

@@ -83,7 +83,7 @@ function time(data) {
   return `${durationRange(low, high)}${durations.length > 1 ? ", depending on the machine" : ` on ${durations[0].device}`}`;
 }
 
-/** When the job would start; null where no worker runs, which a warning says. @param {any} queue */
+/** When the job would start, or how many jobs are before it; null without either. A warning says that no worker can run it. @param {any} queue */
 function start({ jobs_ahead: ahead, seconds }) {
   if (seconds !== null) return seconds ? `starts in about ${roughly(seconds)}` : "starts at once";
   return ahead ? `${ahead} ${ahead === 1 ? "job" : "jobs"} before it` : null;

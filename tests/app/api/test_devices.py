@@ -116,6 +116,20 @@ def test_validation_warns_of_a_job_that_no_worker_can_run(
     assert "no_suitable_worker" not in cautions(client, pair)
 
 
+def test_validation_forecasts_no_start_on_devices_that_the_job_cannot_use(
+    client: TestClient, resources: Resources
+) -> None:
+    def start(device: str, **more: Any) -> float | None:
+        answer = client.post("/v1/jobs:validate", json=asking_for(device, **more)).json()
+        seconds: float | None = answer["queue"]["seconds"]
+        return seconds
+
+    register(resources, "worker-1", CPU)
+    assert (start("cpu"), start("gpu")) == (0.0, None)
+    register(resources, "worker-1", gpu(200))
+    assert (start("gpu"), start("auto", devices=4)) == (0.0, None)
+
+
 def test_validation_estimates_the_memory_on_a_gpu(client: TestClient, wide: dict[str, Any]) -> None:
     local = {"source": "pydoc", "samples": 8, "sequence_length": 128}
     body = asking_for("gpu", calibration=local) | {"model": wide, "evaluation": None}

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from fastapi.testclient import TestClient
 
-from app.domain.errors import SweepNotFoundError
+from app.domain.errors import InvalidRequestError, SweepNotFoundError
 from app.domain.job import JobError
-from app.domain.principal import Principal, Scope
+from app.domain.principal import OPERATOR, Principal, Scope
 from app.services import claims, sweeps
+from app.services.admission import AdmittedJob
 from app.services.resources import Resources
+from app.services.upload_facts import admit_request
 from tests.app.builders import claim_job, queued, succeeded
 from tests.app.stored_report import REPORT
 
@@ -67,6 +70,7 @@ def test_more_ratios_are_queued_with_the_sweeps_settings(
         answer = client.post(more, json={"ratios": [0.3, 0.25]})
         assert answer.status_code == 202
         assert answer.json()["ratios"] == [*BODY["ratios"], 0.25]
+        assert len(answer.json()["jobs"]) == 4
     jobs = {job["compression"]["ratio"]: job for job in answer.json()["jobs"]}
     assert sorted(jobs) == [0.2, 0.25, 0.3, 0.4]
     alike = [jobs[ratio] | {"compression": None} for ratio in (0.25, 0.3)]
@@ -74,13 +78,86 @@ def test_more_ratios_are_queued_with_the_sweeps_settings(
         assert alike[0][name] == alike[1][name]
     settings = jobs[0.3]["compression"] | {"ratio": 0.25}
     assert jobs[0.25]["compression"] == settings
-    assert client.get(f"/v1/jobs?sweep={sweep['id']}&state=queued").json()["data"][0]
+    listed = client.get(f"/v1/jobs?sweep={sweep['id']}&state=queued").json()["data"]
+    assert {job["id"] for job in listed} == {job["id"] for job in answer.json()["jobs"]}
+    assert len(listed) == 4
     too_many = client.post(more, json={"ratios": [0.001 * part for part in range(1, 18)]})
     assert too_many.status_code == 422
     assert too_many.json()["errors"][0]["pointer"] == "/ratios"
     assert client.post("/v1/sweeps/sweep_missing/ratios", json={"ratios": [0.5]}).status_code == 404
     with pytest.raises(SweepNotFoundError):
         sweeps.add_ratios(resources, STRANGER, sweep["id"], [0.5])
+
+
+def test_more_ratios_are_queued_for_each_method_once(client: TestClient) -> None:
+    sweep = created(client, methods=["magnitude", "flap"], ratios=[0.3])
+    more = f"{sweep['urls']['self']}/ratios"
+    for _ in range(2):
+        answer = client.post(more, json={"ratios": [0.3, 0.2]}).json()
+        assert answer["methods"] == ["magnitude", "flap"]
+        assert [
+            (job["compression"]["ratio"], job["compression"]["method"]) for job in answer["jobs"]
+        ] == [(ratio, method) for ratio in (0.2, 0.3) for method in ("magnitude", "flap")]
+    rejected = client.post(more, json={"ratios": [0.3, 0.95]})
+    assert [error["pointer"] for error in rejected.json()["errors"]] == ["/ratios/1"]
+    assert len(client.get(sweep["urls"]["jobs"]).json()["data"]) == 4
+
+
+def test_ratios_that_have_jobs_are_answered_although_they_would_be_rejected_now(
+    client: TestClient, resources: Resources
+) -> None:
+    sweep = created(client)
+    settings = resources.settings.model_copy(update={"max_calibration_tokens": 1})
+    strict = replace(resources, settings=settings)
+    assert sweeps.add_ratios(strict, OPERATOR, sweep["id"], [0.3, 0.2]) == sweeps.get_sweep(
+        resources, OPERATOR, sweep["id"]
+    )
+    with pytest.raises(InvalidRequestError):
+        sweeps.add_ratios(strict, OPERATOR, sweep["id"], [0.3, 0.25])
+
+
+def test_a_deleted_size_can_be_added_again(client: TestClient) -> None:
+    sweep = created(client)
+    first = sweep["jobs"][0]
+    client.post(f"{first['urls']['self']}/cancel")
+    assert client.delete(first["urls"]["self"]).status_code == 204
+    answer = client.post(f"{sweep['urls']['self']}/ratios", json={"ratios": [0.2, 0.3]}).json()
+    assert answer["ratios"] == BODY["ratios"]
+    assert [job["compression"]["ratio"] for job in answer["jobs"]] == [0.2, 0.3, 0.4]
+    assert answer["jobs"][0]["id"] != first["id"]
+    assert [job["id"] for job in answer["jobs"][1:]] == [job["id"] for job in sweep["jobs"][1:]]
+
+
+def add_during_the_checks(
+    resources: Resources, monkeypatch: pytest.MonkeyPatch, sweep_id: str, ratios: list[float]
+) -> None:
+    """Let another request add ratios while the jobs of the next one are checked."""
+
+    def beside_another(*arguments: Any) -> AdmittedJob:
+        monkeypatch.undo()
+        sweeps.add_ratios(resources, OPERATOR, sweep_id, ratios)
+        return admit_request(*arguments)
+
+    monkeypatch.setattr(sweeps, "admit_request", beside_another)
+
+
+def test_ratios_added_during_the_checks_of_others_count_towards_the_most_of_a_sweep(
+    client: TestClient, resources: Resources, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sweep = created(client)
+    add_during_the_checks(resources, monkeypatch, sweep["id"], [*FOURTEEN, 0.15, 0.16])
+    with pytest.raises(InvalidRequestError, match="too large"):
+        sweeps.add_ratios(resources, OPERATOR, sweep["id"], [0.17, 0.18])
+    assert len(client.get(sweep["urls"]["self"]).json()["jobs"]) == 19
+
+
+def test_a_ratio_added_during_the_checks_of_the_same_one_is_queued_once(
+    client: TestClient, resources: Resources, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sweep = created(client)
+    add_during_the_checks(resources, monkeypatch, sweep["id"], [0.25])
+    jobs = sweeps.add_ratios(resources, OPERATOR, sweep["id"], [0.25, 0.35]).jobs
+    assert [job.ratio for job in jobs] == [0.2, 0.25, 0.3, 0.35, 0.4]
 
 
 def test_a_list_of_jobs_is_filtered_by_sweep(client: TestClient, resources: Resources) -> None:

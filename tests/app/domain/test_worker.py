@@ -13,6 +13,7 @@ from app.domain.worker import (
     Requirement,
     Slot,
     requested_device,
+    usable_devices,
     waiting_reason,
 )
 from tests.app.fleets import CPU, HOST_BYTES, cpu, gpu, registration
@@ -86,6 +87,7 @@ def test_the_reason_names_what_is_missing(
     reason = waiting_reason(requirement, fleet_of(devices))
     assert reason is not None
     assert reason.message == message
+    assert usable_devices(requirement, fleet_of(devices)) == {}
 
 
 PAIR = [gpu(24), gpu(24)]
@@ -142,6 +144,7 @@ def test_a_job_that_a_device_can_run_has_no_reason_to_wait(
     requirement: Requirement, devices: list[Device]
 ) -> None:
     assert waiting_reason(requirement, fleet_of(devices)) is None
+    assert usable_devices(requirement, fleet_of(devices))
 
 
 def test_a_registration_has_each_device_once_in_the_order_of_its_slots() -> None:

@@ -8,21 +8,36 @@ from dataclasses import replace
 
 import pytest
 
-from app.adapters.database import job_rows
+from app.adapters.database import job_rows, leases
 from app.adapters.database.engine import Transaction
 from app.domain.job import Job, JobFilter, Progress
 from app.domain.lifecycle import State
 from app.domain.principal import OPERATOR
-from app.domain.worker import FreeSlots
+from app.domain.worker import GIB, Device, FreeSlots, RequiredMemory, Requirement, usable_devices
 from app.services import claims, jobs
 from app.services.queue_forecast import forecast
 from app.services.resources import Resources
 from intraslice_core.progress import Stage
 from tests.app.builders import make_request, queued
-from tests.app.fleets import CPU, enqueue, gpu, register, slots, with_long_leases
+from tests.app.fleets import CPU, cpu, enqueue, gpu, register, registration, slots, with_long_leases
 
 pytestmark = [pytest.mark.postgres, pytest.mark.broker]
 OTHER = replace(OPERATOR, project_id="other")
+ANYWHERE = Requirement.named("auto", "auto", 1, memory=RequiredMemory())
+
+
+def needs(device: str, gib: int = 1, devices: int = 1) -> Requirement:
+    """Return the requirement of a job that needs so much memory on each GPU, or on its host."""
+    memory = RequiredMemory(gpu_bytes=gib * GIB, host_bytes=gib * GIB)
+    return Requirement.named(device, "auto", devices, memory=memory)
+
+
+def runs_for(resources: Resources, seconds: float, free: FreeSlots | None = None) -> None:
+    """Let worker-1 claim the next job, and estimate its remaining time."""
+    claimed = claims.claim_next_job(with_long_leases(resources), "worker-1", free)
+    assert claimed is not None
+    progress = Progress(fraction=0.5, message="", eta_seconds=seconds)
+    claims.record_progress(resources, claimed.lease, Stage.COMPRESS, progress, log=False)
 
 
 def place(resources: Resources, job_id: str) -> int | None:
@@ -78,7 +93,7 @@ def test_the_start_of_a_new_job_is_forecast_from_the_projects_running_ones(
     resources: Resources,
 ) -> None:
     def expected(project_id: str = OPERATOR.project_id, priority: int = 5) -> tuple[object, ...]:
-        queue = forecast(resources, project_id, priority)
+        queue = forecast(resources, project_id, priority, ANYWHERE)
         return queue.jobs_ahead, queue.seconds
 
     assert expected() == (0, None), "without workers"
@@ -101,8 +116,73 @@ def test_a_job_on_several_devices_occupies_each_of_them(resources: Resources) ->
     pair = slots(gpu(24), gpu(24))
     register(resources, "worker-1", *(slot.device for slot in pair))
     enqueue(resources, device="gpu", devices=2)
-    claimed = claims.claim_next_job(with_long_leases(resources), "worker-1", FreeSlots.of(*pair))
-    assert claimed is not None
-    progress = Progress(fraction=0.5, message="", eta_seconds=90.0)
-    claims.record_progress(resources, claimed.lease, Stage.COMPRESS, progress, log=False)
-    assert forecast(resources, OPERATOR.project_id, 5).seconds == 90.0
+    runs_for(resources, 90.0, FreeSlots.of(*pair))
+    assert forecast(resources, OPERATOR.project_id, 5, ANYWHERE).seconds == 90.0
+
+
+@pytest.mark.parametrize(
+    ("devices", "requirement", "seconds"),
+    [
+        ([CPU], needs("auto"), 0.0),
+        ([CPU], needs("gpu"), None),
+        ([CPU], needs("auto", 500), None),
+        ([gpu(24)], needs("gpu", 24), 0.0),
+        ([gpu(24)], needs("gpu", 25), None),
+        ([gpu(24)], needs("cpu", 30), 0.0),
+        ([gpu(24)], needs("gpu", devices=4), None),
+        ([gpu(24)] * 4, needs("gpu", devices=4), None),
+        ([gpu(24), gpu(80)], needs("gpu", 40), 0.0),
+        ([CPU, gpu(24)], needs("auto"), 0.0),
+        ([CPU, gpu(24)], needs("gpu"), None),
+        ([CPU, gpu(24)], needs("cpu"), None),
+    ],
+)
+def test_the_start_on_idle_devices_is_forecast_only_if_the_job_can_use_them(
+    resources: Resources, devices: list[Device], requirement: Requirement, seconds: float | None
+) -> None:
+    register(resources, "worker-1", *devices)
+    assert forecast(resources, OPERATOR.project_id, 5, requirement).seconds == seconds
+
+
+@pytest.mark.parametrize("devices", [(cpu(64), gpu(24), gpu(80)), (gpu(24), gpu(80))])
+def test_a_device_counts_as_usable_exactly_if_its_claim_takes_the_job(
+    resources: Resources, devices: tuple[Device, ...]
+) -> None:
+    fleet = [registration(f"worker-{number}", device) for number, device in enumerate(devices)]
+    for number, device in enumerate(devices):
+        register(resources, f"worker-{number}", device)
+    for requirement in (needs(kind, gib) for kind in ("auto", "cpu", "gpu") for gib in (9, 40, 99)):
+        gib = (requirement.memory.gpu_bytes or 0) // GIB
+        job = enqueue(resources, device=requirement.device, gib=gib, host_gib=gib)
+        with resources.database.transaction() as transaction:
+            takers = {
+                (worker.id, 0)
+                for worker, slot in zip(fleet, map(slots, devices), strict=True)
+                if leases.has_waiting(transaction, worker.id, FreeSlots.of(*slot), 0.0)
+            }
+        assert takers == usable_devices(requirement, fleet).keys(), requirement
+        jobs.cancel_job(resources, OPERATOR, job.id)
+
+
+def test_only_jobs_on_usable_devices_delay_the_start(resources: Resources) -> None:
+    small, large = slots(gpu(24), gpu(80))
+    register(resources, "worker-1", small.device, large.device)
+    enqueue(resources, device="gpu", gib=1)
+    runs_for(resources, 20.0, FreeSlots.of(small))
+
+    def expected(gib: int) -> float | None:
+        return forecast(resources, OPERATOR.project_id, 5, needs("gpu", gib)).seconds
+
+    assert (expected(10), expected(40)) == (0.0, 0.0)
+    enqueue(resources, device="gpu", gib=1)
+    runs_for(resources, 90.0, FreeSlots.of(large))
+    assert (expected(10), expected(40)) == (20.0, 90.0)
+
+
+def test_every_place_of_a_usable_host_counts(resources: Resources) -> None:
+    register(resources, "worker-1", cpu(64, jobs_at_once=2))
+    register(resources, "worker-2", cpu(8, jobs_at_once=3))
+    for expected in (0.0, 0.0, 30.0):
+        assert forecast(resources, OPERATOR.project_id, 5, needs("cpu", 32)).seconds == expected
+        queued(resources)
+        runs_for(resources, 30.0)

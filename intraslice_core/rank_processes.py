@@ -47,6 +47,8 @@ _ADDRESS = "127.0.0.1"
 _POLL_SECONDS = 0.1
 _GRACE_SECONDS = 30.0
 """Time in which the other ranks end after a failure, before they are killed."""
+_CANCELLATION_SECONDS = 10.0
+"""Time in which the ranks remove their temporary files, before they are killed."""
 _THREADS = "OMP_NUM_THREADS"
 
 
@@ -188,6 +190,22 @@ class _Processes:
         Raises:
             IntraSliceError: the first error of a rank.
         """
+        try:
+            self._relay_until_end(on_progress, on_saved, should_cancel)
+        except BaseException:  # of a listener, or the user's interrupt
+            self._stop()
+            raise
+        if self._errors or self._death is not None or self._report is None:
+            raise self._error()
+        return self._report
+
+    def _relay_until_end(
+        self,
+        on_progress: ProgressListener,
+        on_saved: SavedListener,
+        should_cancel: CancellationCheck,
+    ) -> None:
+        """Relay messages until all processes have ended, or too long after a failure."""
         deadline: float | None = None
         cancelled = False
         while any(rank.process.poll() is None for rank in self._ranks):
@@ -201,9 +219,19 @@ class _Processes:
                 self._cancel()
             time.sleep(_POLL_SECONDS)
         self._relay(on_progress, on_saved)
-        if self._errors or self._death is not None or self._report is None:
-            raise self._error()
-        return self._report
+
+    def _stop(self) -> None:
+        """Cancel the run and wait a while, so that the processes remove their temporary files.
+
+        Their messages are read, because a process waits where its pipe is full.
+        """
+        self._cancel()
+        deadline = time.monotonic() + _CANCELLATION_SECONDS
+        while any(rank.process.poll() is None for rank in self._ranks):
+            self._relay(ignore_progress, ignore_saved)
+            if time.monotonic() > deadline:
+                return
+            time.sleep(_POLL_SECONDS)
 
     def _relay(self, on_progress: ProgressListener, on_saved: SavedListener) -> None:
         """Handle the messages of all ranks, and notice a process that ended without an error."""

@@ -12,6 +12,7 @@ import sys
 import time
 from multiprocessing.connection import Connection
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from intraslice_core.errors import CompressionCancelledError
@@ -28,8 +29,9 @@ def main() -> None:
     ended = Path(os.environ[ENDED])
     parent.recv_bytes()  # the request, which would import the engine
     if is_main_process():
-        parent.send(ProgressEvent(stage=Stage.COMPRESS, message="layer 1/4", fraction=0.5))
-        assert pickle.loads(parent.recv_bytes()) == "cancel"
+        with TemporaryDirectory(dir=ended.parent):  # as that of a checkpoint beside `out`
+            parent.send(ProgressEvent(stage=Stage.COMPRESS, message="layer 1/4", fraction=0.5))
+            assert pickle.loads(parent.recv_bytes()) == "cancel"
         ended.touch()
     while not ended.exists():
         time.sleep(0.01)

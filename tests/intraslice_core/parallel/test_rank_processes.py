@@ -136,22 +136,38 @@ def test_a_killed_process_is_named_and_ends_the_others_soon(chain: Chain) -> Non
     assert chain.killed.processes_left == 0
 
 
-def test_cancellation_reaches_the_processes_and_comes_back_as_their_error(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def stand_ins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Ranks without the engine; the folder in which they work."""
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[3]), prepend=os.pathsep)
     monkeypatch.setenv(stand_in.ENDED, str(tmp_path / "ended"))
     monkeypatch.setattr(rank_processes, "PROGRAM", stand_in.__name__)
+    return tmp_path
+
+
+def test_cancellation_reaches_the_processes_and_is_raised_as_their_error(stand_ins: Path) -> None:
     events: list[ProgressEvent] = []
     with pytest.raises(CompressionCancelledError):
         compress_model(
-            str(tmp_path / "dense"),
-            tmp_path / "out",
+            str(stand_ins / "dense"),
+            stand_ins / "out",
             config_of(2),
             on_progress=events.append,
             should_cancel=lambda: bool(events),
         )
     assert [event.stage for event in events] == [Stage.COMPRESS]
+    assert not list(ranks_of(psutil.Process()))
+
+
+def test_an_error_of_the_caller_leaves_no_temporary_files_and_no_processes(
+    stand_ins: Path,
+) -> None:
+    def fail(event: ProgressEvent) -> None:
+        raise OSError(f"cannot print {event.message!r}")
+
+    with pytest.raises(OSError, match="cannot print 'layer 1/4'"):
+        compress_model(str(stand_ins / "dense"), stand_ins / "out", config_of(2), on_progress=fail)
+    assert [path.name for path in stand_ins.iterdir()] == ["ended"]
     assert not list(ranks_of(psutil.Process()))
 
 

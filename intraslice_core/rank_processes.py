@@ -46,7 +46,7 @@ CANCEL = "cancel"
 _ADDRESS = "127.0.0.1"
 _POLL_SECONDS = 0.1
 _GRACE_SECONDS = 30.0
-"""Time in which the other ranks end after a failure, before they are killed."""
+"""Time in which the other ranks end after a failure or the report, before they are killed."""
 _CANCELLATION_SECONDS = 10.0
 """Time in which the ranks remove their temporary files, before they are killed."""
 _THREADS = "OMP_NUM_THREADS"
@@ -187,6 +187,8 @@ class _Processes:
     ) -> CompressionReport:
         """Relay messages until all processes have ended; return the report of the main rank.
 
+        The main rank sends it once the result is published; what a process does later is no matter.
+
         Raises:
             IntraSliceError: the first error of a rank.
         """
@@ -195,7 +197,7 @@ class _Processes:
         except BaseException:  # of a listener, or the user's interrupt
             self._stop()
             raise
-        if self._errors or self._death is not None or self._report is None:
+        if self._report is None:
             raise self._error()
         return self._report
 
@@ -205,12 +207,12 @@ class _Processes:
         on_saved: SavedListener,
         should_cancel: CancellationCheck,
     ) -> None:
-        """Relay messages until all processes have ended, or too long after a failure."""
+        """Relay messages until all processes have ended, or long after a failure or the report."""
         deadline: float | None = None
         cancelled = False
         while any(rank.process.poll() is None for rank in self._ranks):
             self._relay(on_progress, on_saved)
-            if deadline is None and (self._errors or self._death is not None):
+            if deadline is None and self._is_decided:
                 deadline = time.monotonic() + _GRACE_SECONDS
             if deadline is not None and time.monotonic() > deadline:
                 break
@@ -219,6 +221,11 @@ class _Processes:
                 self._cancel()
             time.sleep(_POLL_SECONDS)
         self._relay(on_progress, on_saved)
+
+    @property
+    def _is_decided(self) -> bool:
+        """Report whether the result or a failure of the run is known."""
+        return bool(self._errors) or self._death is not None or self._report is not None
 
     def _stop(self) -> None:
         """Cancel the run and wait a while, so that the processes remove their temporary files.

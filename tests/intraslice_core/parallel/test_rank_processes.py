@@ -7,6 +7,7 @@ process takes longer than everything that it does here.
 from __future__ import annotations
 
 import os
+import pickle
 import time
 from collections.abc import Iterator
 from contextlib import suppress
@@ -31,6 +32,7 @@ from intraslice_core.reports.schema import CompressionReport
 from intraslice_core.resume_state import ResumeState
 from tests.intraslice_core.parallel import compressions, scripted_rank, stand_in
 from tests.intraslice_core.parallel.comparison import assert_same_model
+from tests.intraslice_core.reports import samples
 from tests.intraslice_core.tiny_models import tiny_llama
 
 NOTICED_SECONDS = 30.0
@@ -168,6 +170,17 @@ def test_an_error_of_the_caller_leaves_no_temporary_files_and_no_processes(
     with pytest.raises(OSError, match="cannot print 'layer 1/4'"):
         compress_model(str(stand_ins / "dense"), stand_ins / "out", config_of(2), on_progress=fail)
     assert [path.name for path in stand_ins.iterdir()] == ["ended"]
+    assert not list(ranks_of(psutil.Process()))
+
+
+def test_a_report_is_the_result_although_processes_die_or_hang_after_it(
+    stand_ins: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (stand_ins / "report").write_bytes(pickle.dumps(samples.report()))
+    monkeypatch.setenv(stand_in.REPORT, str(stand_ins / "report"))
+    monkeypatch.setattr(rank_processes, "_GRACE_SECONDS", 0.5)
+    report = compress_model(str(stand_ins / "dense"), stand_ins / "out", config_of(2))
+    assert report == samples.report()
     assert not list(ranks_of(psutil.Process()))
 
 

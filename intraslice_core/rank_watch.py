@@ -88,6 +88,9 @@ class RankWatch:
             if time.monotonic() > deadline:
                 raise RankFailedError(f"not all {self._count} ranks started within {seconds:.0f} s")
             time.sleep(_LOOK_SECONDS)
+        failure = self._posted()  # of a rank that began its watch, and failed since
+        if failure is not None:
+            raise failure
 
     def raise_if_failed(self) -> None:
         """Raise the failure of the run, if there is one.

@@ -119,7 +119,7 @@ class RankWatch:
         while self._failure is None and time.monotonic() < deadline:
             time.sleep(_LOOK_SECONDS)
         return self._failure or RankFailedError(
-            f"another rank has ended or cannot be reached: {str(cause).splitlines()[0]}",
+            f"another rank has ended or cannot be reached: {_reason(cause)}",
             hint="run it again: a resumed run continues after the last finished layer",
         )
 
@@ -139,6 +139,8 @@ class RankWatch:
                 self._failure = self._failure or self._posted() or self._silent()
             except RuntimeError as error:
                 self.note(RankFailedError(f"the launcher of the ranks cannot be reached: {error}"))
+            except Exception as error:  # without the watch, a lost rank would be waited for
+                self.note(RankFailedError(f"the other ranks cannot be watched: {_reason(error)}"))
 
     def _beat(self, number: int) -> None:
         self._store.set(_key(self._rank), str(number))
@@ -163,6 +165,11 @@ class RankWatch:
             elif now - last.seen > SILENCE_SECONDS:
                 return RankFailedError(f"rank {rank} has been silent for {SILENCE_SECONDS:.0f} s")
         return None
+
+
+def _reason(cause: BaseException) -> str:
+    """Return the first line of an error's text, or its type where there is none."""
+    return (str(cause).strip() or type(cause).__name__).splitlines()[0]
 
 
 def _key(rank: int) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import time
 from collections.abc import Iterator
 
@@ -87,6 +88,29 @@ def test_a_broken_connection_is_explained_by_the_failure_behind_it(
 ) -> None:
     watches[1].post(NumericalError("the cause"))
     assert watches[0].explanation(RuntimeError("connection closed")).message == "the cause"
+
+
+@pytest.mark.parametrize(
+    ("cause", "reason"),
+    [(RuntimeError("reset\nat 0x7f"), "reset"), (RuntimeError(), "RuntimeError")],
+)
+def test_a_broken_connection_without_a_posted_error_is_explained_by_its_cause(
+    cause: RuntimeError,
+    reason: str,
+    watches: list[RankWatch],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(rank_watch, "_EXPLANATION_SECONDS", 0.0)
+    assert watches[0].explanation(cause).message.endswith(f"cannot be reached: {reason}")
+
+
+def test_a_posted_error_that_cannot_be_read_ends_the_watch_with_an_error(
+    watches: list[RankWatch], store: Store
+) -> None:
+    store.set(rank_watch.FAILURE, base64.b64encode(b"of another version"))
+    error = failure_of(watches[0], seconds=3.0)
+    assert isinstance(error, RankFailedError)
+    assert "the other ranks cannot be watched" in error.message
 
 
 def test_a_rank_that_never_starts_is_an_error(store: Store) -> None:

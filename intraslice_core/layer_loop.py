@@ -118,10 +118,14 @@ class CompressionWork:
         return adds_output_biases(self.config)
 
     def key(self, **facts: object) -> str:
-        """Return the key of content that depends on this work and on `facts`."""
+        """Return the key of content that depends on this work and on `facts`.
+
+        Neither threads nor `in_place` are part of it: both change with the number of ranks on a
+        machine, and a run resumes with any.
+        """
         return content_key(
             model=self.fingerprint,
-            place=machine_class(self.device) + ", in place" * self.in_place,
+            place=machine_class(self.device),
             dtype=str(self.dtype),
             **facts,
         )

@@ -17,8 +17,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from intraslice_core import rank_processes
+from intraslice_core import rank_processes, residency
 from intraslice_core.config import CompressionConfig
+from intraslice_core.cost_model import memory
 from intraslice_core.errors import (
     CompressionCancelledError,
     ConfigurationError,
@@ -125,7 +126,10 @@ def chain(dense: Path, tmp_path_factory: pytest.TempPathFactory) -> Chain:
         patch.setenv(scripted_rank.DIES_AFTER, layer_file(1))
         runs.run(runs.killed, 2)
     assert not runs.out.exists()
-    runs.run(runs.last, 1)
+    with pytest.MonkeyPatch.context() as patch:  # as if there were little memory
+        patch.setattr(residency, "DEVICE_SHARE", 0.0)
+        patch.setattr(memory, "IN_PLACE_WIDTH", 1)
+        runs.run(runs.last, 1)
     return runs
 
 
@@ -210,6 +214,14 @@ def test_an_interrupted_run_resumes_with_any_number_of_processes(
     assert chain.last.report.resumed_layers == LAYERS - 1
     compress_model(str(dense), tmp_path / "alone", config_of(1), verify=False)
     assert_same_model(chain.out, tmp_path / "alone")
+
+
+def test_factorisations_in_place_keep_the_finished_layers(chain: Chain) -> None:
+    messages = [event.message for event in chain.last.events]
+    assert any("moments are factorised in place" in message for message in messages)
+    assert not any("factorised in place" in event.message for event in chain.killed.events)
+    assert chain.last.report is not None
+    assert chain.last.report.resumed_layers == LAYERS - 1
 
 
 def test_an_output_that_exists_is_an_error_before_processes_start(

@@ -26,7 +26,7 @@ from intraslice_core.decoder_layer import residual_parts, with_residual_parts
 from intraslice_core.device import HostMemory, TensorMemory, machine_class
 from intraslice_core.device_memory import (
     BatchSize,
-    has_room_to_spare,
+    any_rank_lacks_room,
     out_of_memory_reported,
 )
 from intraslice_core.errors import CompressionCancelledError, NumericalError
@@ -220,7 +220,7 @@ class LayerLoop:
             return False
         if self._fitting_size != work.batch.size:
             return True
-        return any(work.ranks.totals([not has_room_to_spare(work.device)]))
+        return any_rank_lacks_room(work.ranks, work.device)
 
     def _copy_states(self) -> None:
         """Copy the hidden states to host memory."""

@@ -92,6 +92,13 @@ def test_all_ranks_lower_their_batches_wherever_one_of_them_lacks_memory(
         assert own["lowered"] == {"result": [3, 1, 2, 3], "sizes": [16, 8, 4, 2, 1], "size": 1}
 
 
+def test_all_ranks_know_that_the_device_of_one_of_them_has_no_room_to_spare(
+    by_rank: list[dict[str, Any]],
+) -> None:
+    for results in by_rank:
+        assert results["lacks_room"] == [True, False]
+
+
 def test_a_sequence_that_does_not_fit_one_device_ends_all_ranks_with_its_error(
     launched: Path,
 ) -> None:

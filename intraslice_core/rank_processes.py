@@ -124,9 +124,11 @@ def run_on_ranks(
 
 
 def _threads(count: int) -> int:
-    """Return the number of threads of each process."""
+    """Return the number of threads of each process: an equal share, or fewer by the environment."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return max((cores or 1) // count, 1)
+    share = max((cores or 1) // count, 1)
+    requested = os.environ.get(_THREADS, "").strip()
+    return min(int(requested), share) if requested.isdecimal() and int(requested) else share
 
 
 @dataclass(frozen=True)
@@ -168,7 +170,7 @@ class _Processes:
         launch = Launch(
             rank=rank, count=count, local_rank=rank, address=_ADDRESS, port=self._store.port
         )
-        environment = {_THREADS: str(_threads(count)), **os.environ, **launch.environment()}
+        environment = {**os.environ, _THREADS: str(_threads(count)), **launch.environment()}
         process = subprocess.Popen(
             [sys.executable, "-P", "-m", PROGRAM, str(theirs.fileno()), str(os.getpid())],
             env=environment,

@@ -224,6 +224,38 @@ def test_factorisations_in_place_keep_the_finished_layers(chain: Chain) -> None:
     assert chain.last.report.resumed_layers == LAYERS - 1
 
 
+@pytest.mark.parametrize(
+    ("requested", "threads"), [("16", 4), ("3", 3), ("0", 4), ("4,2", 4), ("", 4), (None, 4)]
+)
+def test_processes_have_equal_shares_of_the_cores_at_most(
+    requested: str | None, threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(16), raising=False)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    if requested is not None:
+        monkeypatch.setenv("OMP_NUM_THREADS", requested)
+    assert rank_processes._threads(4) == threads
+
+
+@pytest.mark.parametrize("requested", ["1000", "all"])
+def test_a_process_gets_its_number_of_threads(
+    requested: str, stand_ins: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", requested)
+    threads = []
+
+    def is_started() -> bool:
+        ranks = [*ranks_of(psutil.Process())]
+        threads.extend(rank.environ()["OMP_NUM_THREADS"] for rank in ranks)
+        return True
+
+    with pytest.raises(CompressionCancelledError):
+        compress_model(
+            str(stand_ins / "dense"), stand_ins / "out", config_of(2), should_cancel=is_started
+        )
+    assert {*threads} == {str(rank_processes._threads(2))}
+
+
 def test_an_output_that_exists_is_an_error_before_processes_start(
     dense: Path, tmp_path: Path
 ) -> None:

@@ -159,13 +159,13 @@ def compress_model(  # noqa: PLR0913  # one call is the whole engine
     with connected_ranks(resolve_device(config.device)) as ranks:
         reset_peak_memory(resolve_device(ranks.device_name(config.device)))
         if not ranks.is_main:
-            own = Run(
+            other = Run(
                 on_progress=ignore_progress,
                 should_cancel=should_cancel,
                 offload_dir=offload_dir,
                 ranks=ranks,
             )
-            return _compress_with_main(own)
+            return _compress_with_main(other)
         run = Run(
             on_progress=on_progress,
             should_cancel=should_cancel,

@@ -74,7 +74,7 @@ def _own_device(device: torch.device, launch: Launch) -> torch.device:
         )
     if launch.local_rank >= torch.cuda.device_count():
         raise ConfigurationError(
-            f"process {launch.local_rank} of this machine has no GPU: there are "
+            f"process {launch.local_rank + 1} of this machine has no GPU: there are "
             f"{torch.cuda.device_count()}",
             field="device",
             hint="start as many processes as there are GPUs",
@@ -99,7 +99,7 @@ def _watching(launch: Launch, prefix: str) -> Iterator[RankWatch]:
 
 
 def _unreachable(cause: RuntimeError) -> RankFailedError:
-    return RankFailedError(f"the other ranks cannot be reached: {cause}")
+    return RankFailedError(f"the other processes cannot be reached: {cause}")
 
 
 def _connect(launch: Launch, prefix: str, watch: RankWatch, device: torch.device) -> ConnectedRanks:
@@ -171,7 +171,7 @@ def _ending_on_request(ranks: ConnectedRanks) -> Iterator[None]:
 
     def request(number: int, frame: FrameType | None) -> None:
         del number, frame
-        ranks.watch.note(RankFailedError("the launcher ends this run: another rank has ended"))
+        ranks.watch.note(RankFailedError("the launcher ends this run: another process has ended"))
 
     signal.signal(signal.SIGTERM, request)
     try:
@@ -239,5 +239,5 @@ def of_largest_share(ranks: Ranks, config: CompressionConfig) -> CompressionConf
     """Return the settings with the number of sequences of the rank with most of them."""
     calibration = config.calibration
     samples = -(-calibration.samples // ranks.count)
-    own = calibration.model_copy(update={"samples": samples})
-    return config.model_copy(update={"calibration": own})
+    share = calibration.model_copy(update={"samples": samples})
+    return config.model_copy(update={"calibration": share})

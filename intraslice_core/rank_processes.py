@@ -34,7 +34,7 @@ from intraslice_core.progress import (
     ignore_progress,
     never_cancelled,
 )
-from intraslice_core.rank_watch import post_failure, run_prefix
+from intraslice_core.rank_watch import name_of, post_failure, run_prefix
 from intraslice_core.reports.schema import CompressionReport
 from intraslice_core.resume_state import ResumeState, SavedListener, ignore_saved
 from intraslice_core.stage_speeds import StageSpeeds
@@ -166,7 +166,7 @@ class _Processes:
             raise
 
     def _start(self, rank: int, count: int, request: RankRequest) -> _Process:
-        own, theirs = Pipe()
+        ours, theirs = Pipe()
         launch = Launch(
             rank=rank, count=count, local_rank=rank, address=_ADDRESS, port=self._store.port
         )
@@ -178,8 +178,8 @@ class _Processes:
             stdin=subprocess.DEVNULL,
         )
         theirs.close()
-        own.send(request)
-        return _Process(process, own)
+        ours.send(request)
+        return _Process(process, ours)
 
     def report(
         self,
@@ -260,12 +260,13 @@ class _Processes:
 
     def _report_death(self, number: int, code: int) -> None:
         """Record that a process ended without an error of its own, and tell the other ranks."""
+        name = name_of(number, len(self._ranks))
         self._death = RankFailedError(
-            f"process {number + 1} of {len(self._ranks)} {_end_of(code)}",
+            f"{name} {_end_of(code)}",
             hint="run it again: with a resume directory it continues after the last finished layer",
         )
         run = PrefixStore(run_prefix(Launch.attempt, 0), self._store)
-        post_failure(run, self._death, number)
+        post_failure(run, self._death, name)
 
     def _cancel(self) -> None:
         with suppress(OSError):  # the process has just ended
@@ -273,11 +274,12 @@ class _Processes:
 
     def _error(self) -> IntraSliceError:
         """Return the error that says most about the end of the run."""
-        own = [error for error in self._errors.values() if not isinstance(error, RankFailedError)]
-        if own:
-            return own[0]
+        errors = [*self._errors.values()]
+        causes = [error for error in errors if not isinstance(error, RankFailedError)]
+        if causes:
+            return causes[0]
         unknown = RankFailedError("the processes ended without a result")
-        return self._death or next(iter(self._errors.values()), unknown)
+        return self._death or next(iter(errors), unknown)
 
     def kill(self) -> None:
         """End all processes and close the connections."""

@@ -82,10 +82,10 @@ def lowered(ranks: Ranks) -> dict[str, Any]:
         ranks.computed(0, lambda: float(total[0]) if size != 8 else fill_the_device())
         if (ranks.rank, size) == (1, 4):
             fill_the_device()
-        every = ranks.gathered(lambda: torch.full((2,), size + ranks.rank))
+        parts = ranks.gathered(lambda: torch.full((2,), size + ranks.rank))
         if (ranks.rank, size) == (2, 2):
             fill_the_device()
-        return [int(total[0]), *(int(own[0]) for own in every)]
+        return [int(total[0]), *(int(tensor[0]) for tensor in parts)]
 
     return {"result": batch.repeat(attempt), "sizes": sizes, "size": batch.size}
 

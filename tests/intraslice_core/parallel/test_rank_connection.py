@@ -53,12 +53,12 @@ def test_a_rank_that_cannot_connect_ends_those_that_start_later(
 ) -> None:
     run = start(store, 2, monkeypatch)
     monkeypatch.setattr(rank_connection, "_CONNECTING", timedelta(seconds=0.2))
-    with pytest.raises(RankFailedError, match="not all 2 ranks started"), connected_ranks(CPU):
+    with pytest.raises(RankFailedError, match="not all 2 processes started"), connected_ranks(CPU):
         raise AssertionError("connected to nobody")
     assert not watches()
     late = RankWatch(run, 1, 2)
     try:
-        with pytest.raises(RankFailedError, match="not all 2 ranks started"):
+        with pytest.raises(RankFailedError, match="not all 2 processes started"):
             late.wait_for_all(10.0)
     finally:
         late.close()

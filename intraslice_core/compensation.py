@@ -81,7 +81,6 @@ def fit_output(
 
     The ranks compare dampings together; then one of them fits.
 
-
     Args:
         fit: moments of the kept activations over most calibration sequences.
         held_out: moments over the other sequences; None if no damping has to be chosen.

@@ -208,6 +208,14 @@ def has_room_to_spare(device: torch.device) -> bool:
     return torch.cuda.max_memory_reserved(device) <= (1.0 - SPARE_SHARE) * available
 
 
+def any_rank_lacks_room(ranks: Ranks, device: torch.device) -> bool:
+    """Report, alike on all ranks, whether the device of one of them has no room to spare.
+
+    They make the same attempts, so that none may decide by its own device.
+    """
+    return any(ranks.totals([not has_room_to_spare(device)]))
+
+
 def _release_memory() -> None:
     """Free what failed work has left on the device: reference cycles, and cached blocks."""
     gc.collect()

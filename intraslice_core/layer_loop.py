@@ -26,7 +26,7 @@ from intraslice_core.decoder_layer import residual_parts, with_residual_parts
 from intraslice_core.device import HostMemory, TensorMemory, machine_class
 from intraslice_core.device_memory import (
     BatchSize,
-    has_room_to_spare,
+    any_rank_lacks_room,
     out_of_memory_reported,
 )
 from intraslice_core.errors import CompressionCancelledError, NumericalError
@@ -118,10 +118,14 @@ class CompressionWork:
         return adds_output_biases(self.config)
 
     def key(self, **facts: object) -> str:
-        """Return the key of content that depends on this work and on `facts`."""
+        """Return the key of content that depends on this work and on `facts`.
+
+        Neither threads nor `in_place` are part of it: both change with the number of ranks on a
+        machine, and a run resumes with any.
+        """
         return content_key(
             model=self.fingerprint,
-            place=machine_class(self.device) + ", in place" * self.in_place,
+            place=machine_class(self.device),
             dtype=str(self.dtype),
             **facts,
         )
@@ -216,7 +220,7 @@ class LayerLoop:
             return False
         if self._fitting_size != work.batch.size:
             return True
-        return any(work.ranks.totals([not has_room_to_spare(work.device)]))
+        return any_rank_lacks_room(work.ranks, work.device)
 
     def _copy_states(self) -> None:
         """Copy the hidden states to host memory."""

@@ -159,13 +159,13 @@ def compress_model(  # noqa: PLR0913  # one call is the whole engine
     with connected_ranks(resolve_device(config.device)) as ranks:
         reset_peak_memory(resolve_device(ranks.device_name(config.device)))
         if not ranks.is_main:
-            own = Run(
+            other = Run(
                 on_progress=ignore_progress,
                 should_cancel=should_cancel,
                 offload_dir=offload_dir,
                 ranks=ranks,
             )
-            return _compress_with_main(own)
+            return _compress_with_main(other)
         run = Run(
             on_progress=on_progress,
             should_cancel=should_cancel,
@@ -197,6 +197,14 @@ def _compress_with_main(run: Run) -> CompressionReport:
     Returns:
         The report of the main rank.
     """
+    _compress_share(run)
+    return_free_memory()  # while the main rank fine-tunes, verifies, evaluates and publishes
+    report: CompressionReport = run.ranks.receive(MAIN)
+    return report
+
+
+def _compress_share(run: Run) -> None:
+    """Pass this rank's share of the sequences through all layers."""
     dense, config = run.ranks.receive(MAIN)
     device = resolve_device(run.ranks.device_name(config.device))
     with (
@@ -215,8 +223,6 @@ def _compress_with_main(run: Run) -> CompressionReport:
             for layer in range(work.geometry.num_hidden_layers):
                 loop.finish(layer)
                 return_free_memory()
-    report: CompressionReport = run.ranks.receive(MAIN)
-    return report
 
 
 def compress_opened(

@@ -60,7 +60,7 @@ def plan_work(
     placement = place_hidden_states(geometry, share, device, items, run.offload_dir, processes)
     if placement.message is not None:
         run.report(Stage.LOAD, placement.message)
-    # One for all ranks, whose keys of cached content are thereby alike.
+    # Alike on all ranks: which of them factorises then makes no difference to the rounding.
     in_place = any(run.ranks.gathered(lambda: placement.in_place))
     return CompressionWork(
         reader=reader,

@@ -47,15 +47,13 @@ def connected_ranks(device: torch.device) -> Iterator[Ranks]:
     if launch is None:
         yield ALONE
         return
-    ranks = _connect(launch, _own_device(device, launch))
-    try:
+    device = _own_device(device, launch)
+    prefix = run_prefix(launch.attempt, next(_runs))
+    with _watching(launch, prefix) as watch:
+        ranks = _connect(launch, prefix, watch, device)
         with _ending_on_request(ranks):
             yield ranks
-    except BaseException as error:
-        ranks.watch.post(error)
-        ranks.watch.close()
-        raise
-    _leave(ranks)
+        _leave(ranks)
 
 
 def _own_device(device: torch.device, launch: Launch) -> torch.device:
@@ -76,7 +74,7 @@ def _own_device(device: torch.device, launch: Launch) -> torch.device:
         )
     if launch.local_rank >= torch.cuda.device_count():
         raise ConfigurationError(
-            f"process {launch.local_rank} of this machine has no GPU: there are "
+            f"process {launch.local_rank + 1} of this machine has no GPU: there are "
             f"{torch.cuda.device_count()}",
             field="device",
             hint="start as many processes as there are GPUs",
@@ -84,12 +82,30 @@ def _own_device(device: torch.device, launch: Launch) -> torch.device:
     return torch.device("cuda", launch.local_rank)
 
 
-def _connect(launch: Launch, device: torch.device) -> ConnectedRanks:
-    """Connect all ranks, each to a process group and to the watch."""
-    backend = "gloo" if device.type == "cpu" else "cpu:gloo,cuda:nccl"
-    prefix = run_prefix(launch.attempt, next(_runs))
+@contextmanager
+def _watching(launch: Launch, prefix: str) -> Iterator[RankWatch]:
+    """Watch over the ranks; an error within the block ends the others, too."""
     try:
         watch = RankWatch(PrefixStore(prefix, _store(launch)), launch.rank, launch.count)
+    except RuntimeError as error:
+        raise _unreachable(error) from error
+    try:
+        yield watch
+    except BaseException as error:
+        watch.post(error)
+        raise
+    finally:
+        watch.close()
+
+
+def _unreachable(cause: RuntimeError) -> RankFailedError:
+    return RankFailedError(f"the other processes cannot be reached: {cause}")
+
+
+def _connect(launch: Launch, prefix: str, watch: RankWatch, device: torch.device) -> ConnectedRanks:
+    """Connect all ranks, each to a process group."""
+    backend = "gloo" if device.type == "cpu" else "cpu:gloo,cuda:nccl"
+    try:
         watch.wait_for_all(_CONNECTING.total_seconds())
         if device.type == "cuda":
             torch.cuda.set_device(device)
@@ -101,7 +117,7 @@ def _connect(launch: Launch, device: torch.device) -> ConnectedRanks:
     except torch.OutOfMemoryError:
         raise
     except RuntimeError as error:
-        raise RankFailedError(f"the other ranks cannot be reached: {error}") from error
+        raise _unreachable(error) from error
     return ranks
 
 
@@ -155,7 +171,7 @@ def _ending_on_request(ranks: ConnectedRanks) -> Iterator[None]:
 
     def request(number: int, frame: FrameType | None) -> None:
         del number, frame
-        ranks.watch.note(RankFailedError("the launcher ends this run: another rank has ended"))
+        ranks.watch.note(RankFailedError("the launcher ends this run: another process has ended"))
 
     signal.signal(signal.SIGTERM, request)
     try:
@@ -223,5 +239,5 @@ def of_largest_share(ranks: Ranks, config: CompressionConfig) -> CompressionConf
     """Return the settings with the number of sequences of the rank with most of them."""
     calibration = config.calibration
     samples = -(-calibration.samples // ranks.count)
-    own = calibration.model_copy(update={"samples": samples})
-    return config.model_copy(update={"calibration": own})
+    share = calibration.model_copy(update={"samples": samples})
+    return config.model_copy(update={"calibration": share})

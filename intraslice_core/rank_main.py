@@ -41,7 +41,7 @@ class _Parent:
             self._connection.send(message)
 
     def is_cancelled(self) -> bool:
-        """Report whether the parent has asked to stop."""
+        """Report whether the parent has requested cancellation."""
         if not self._cancelled and self._connection.poll():
             self._connection.recv()
             self._cancelled = True
@@ -86,7 +86,7 @@ def main() -> None:
     except Exception as error:
         traceback.print_exc()
         parent.send(RankFailedError(f"{type(error).__name__}: {error}"))
-    # Without the clean-up of connections to ranks that may be gone, which can take for ever.
+    # Without the clean-up of connections to ranks that may be gone, which may never return.
     sys.stderr.flush()
     os._exit(1)
 

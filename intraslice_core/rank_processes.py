@@ -34,7 +34,7 @@ from intraslice_core.progress import (
     ignore_progress,
     never_cancelled,
 )
-from intraslice_core.rank_watch import post_failure, run_prefix
+from intraslice_core.rank_watch import name_of, post_failure, run_prefix
 from intraslice_core.reports.schema import CompressionReport
 from intraslice_core.resume_state import ResumeState, SavedListener, ignore_saved
 from intraslice_core.stage_speeds import StageSpeeds
@@ -46,7 +46,9 @@ CANCEL = "cancel"
 _ADDRESS = "127.0.0.1"
 _POLL_SECONDS = 0.1
 _GRACE_SECONDS = 30.0
-"""Time in which the other ranks end after a failure, before they are killed."""
+"""Time in which the other ranks end after a failure or the report, before they are killed."""
+_CANCELLATION_SECONDS = 10.0
+"""Time in which the ranks remove their temporary files, before they are killed."""
 _THREADS = "OMP_NUM_THREADS"
 
 
@@ -122,9 +124,11 @@ def run_on_ranks(
 
 
 def _threads(count: int) -> int:
-    """Return the number of threads of each process."""
+    """Return the number of threads of each process: an equal share, or fewer by the environment."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return max((cores or 1) // count, 1)
+    share = max((cores or 1) // count, 1)
+    requested = os.environ.get(_THREADS, "").strip()
+    return min(int(requested), share) if requested.isdecimal() and int(requested) else share
 
 
 @dataclass(frozen=True)
@@ -162,11 +166,11 @@ class _Processes:
             raise
 
     def _start(self, rank: int, count: int, request: RankRequest) -> _Process:
-        own, theirs = Pipe()
+        ours, theirs = Pipe()
         launch = Launch(
             rank=rank, count=count, local_rank=rank, address=_ADDRESS, port=self._store.port
         )
-        environment = {_THREADS: str(_threads(count)), **os.environ, **launch.environment()}
+        environment = {**os.environ, _THREADS: str(_threads(count)), **launch.environment()}
         process = subprocess.Popen(
             [sys.executable, "-P", "-m", PROGRAM, str(theirs.fileno()), str(os.getpid())],
             env=environment,
@@ -174,8 +178,8 @@ class _Processes:
             stdin=subprocess.DEVNULL,
         )
         theirs.close()
-        own.send(request)
-        return _Process(process, own)
+        ours.send(request)
+        return _Process(process, ours)
 
     def report(
         self,
@@ -185,14 +189,32 @@ class _Processes:
     ) -> CompressionReport:
         """Relay messages until all processes have ended; return the report of the main rank.
 
+        The main rank sends it once the result is published; what a process does later is no matter.
+
         Raises:
             IntraSliceError: the first error of a rank.
         """
+        try:
+            self._relay_until_end(on_progress, on_saved, should_cancel)
+        except BaseException:  # of a listener, or the user's interrupt
+            self._stop()
+            raise
+        if self._report is None:
+            raise self._error()
+        return self._report
+
+    def _relay_until_end(
+        self,
+        on_progress: ProgressListener,
+        on_saved: SavedListener,
+        should_cancel: CancellationCheck,
+    ) -> None:
+        """Relay messages until all processes have ended, or long after a failure or the report."""
         deadline: float | None = None
         cancelled = False
         while any(rank.process.poll() is None for rank in self._ranks):
             self._relay(on_progress, on_saved)
-            if deadline is None and (self._errors or self._death is not None):
+            if deadline is None and self._is_decided:
                 deadline = time.monotonic() + _GRACE_SECONDS
             if deadline is not None and time.monotonic() > deadline:
                 break
@@ -201,9 +223,24 @@ class _Processes:
                 self._cancel()
             time.sleep(_POLL_SECONDS)
         self._relay(on_progress, on_saved)
-        if self._errors or self._death is not None or self._report is None:
-            raise self._error()
-        return self._report
+
+    @property
+    def _is_decided(self) -> bool:
+        """Report whether the result or a failure of the run is known."""
+        return bool(self._errors) or self._death is not None or self._report is not None
+
+    def _stop(self) -> None:
+        """Cancel the run and wait a while, so that the processes remove their temporary files.
+
+        Their messages are read, because a process waits where its pipe is full.
+        """
+        self._cancel()
+        deadline = time.monotonic() + _CANCELLATION_SECONDS
+        while any(rank.process.poll() is None for rank in self._ranks):
+            self._relay(ignore_progress, ignore_saved)
+            if time.monotonic() > deadline:
+                return
+            time.sleep(_POLL_SECONDS)
 
     def _relay(self, on_progress: ProgressListener, on_saved: SavedListener) -> None:
         """Handle the messages of all ranks, and notice a process that ended without an error."""
@@ -223,12 +260,13 @@ class _Processes:
 
     def _report_death(self, number: int, code: int) -> None:
         """Record that a process ended without an error of its own, and tell the other ranks."""
+        name = name_of(number, len(self._ranks))
         self._death = RankFailedError(
-            f"process {number + 1} of {len(self._ranks)} {_end_of(code)}",
+            f"{name} {_end_of(code)}",
             hint="run it again: with a resume directory it continues after the last finished layer",
         )
         run = PrefixStore(run_prefix(Launch.attempt, 0), self._store)
-        post_failure(run, self._death, number)
+        post_failure(run, self._death, name)
 
     def _cancel(self) -> None:
         with suppress(OSError):  # the process has just ended
@@ -236,11 +274,12 @@ class _Processes:
 
     def _error(self) -> IntraSliceError:
         """Return the error that says most about the end of the run."""
-        own = [error for error in self._errors.values() if not isinstance(error, RankFailedError)]
-        if own:
-            return own[0]
+        errors = [*self._errors.values()]
+        causes = [error for error in errors if not isinstance(error, RankFailedError)]
+        if causes:
+            return causes[0]
         unknown = RankFailedError("the processes ended without a result")
-        return self._death or next(iter(self._errors.values()), unknown)
+        return self._death or next(iter(errors), unknown)
 
     def kill(self) -> None:
         """End all processes and close the connections."""

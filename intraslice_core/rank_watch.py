@@ -21,7 +21,7 @@ FAILURE = "failure"
 _BEAT_SECONDS = 0.5
 _LOOK_SECONDS = 0.05
 SILENCE_SECONDS = 120.0
-"""Time without a beat after which a rank is given up: its machine is gone, or it is stopped."""
+"""Time without a beat after which a rank is considered lost: stopped, or gone with its machine."""
 _EXPLANATION_SECONDS = 5.0
 """Time that a rank waits for the reason of a broken connection."""
 
@@ -36,17 +36,27 @@ def run_prefix(attempt: str, number: int) -> str:
     return f"intraslice/{attempt}/{number}"
 
 
-def encoded(error: BaseException, rank: int) -> str:
-    """Return a failure as text; errors of other kinds than the engine's as a `RankFailedError`."""
+def name_of(rank: int, count: int) -> str:
+    """Return the name of a rank in messages."""
+    return f"process {rank + 1} of {count}"
+
+
+def encoded(error: BaseException, name: str) -> str:
+    """Return a failure as text; errors of other kinds than the engine's as a `RankFailedError`.
+
+    Args:
+        error: the failure.
+        name: of the rank that failed.
+    """
     failure = error
     if not isinstance(error, IntraSliceError):
-        failure = RankFailedError(f"rank {rank} failed: {type(error).__name__}: {error}")
+        failure = RankFailedError(f"{name} failed: {type(error).__name__}: {error}")
     return base64.b64encode(pickle.dumps(failure)).decode("ascii")
 
 
-def post_failure(store: Store, error: BaseException, rank: int) -> None:
-    """Record a failure in the store, unless there is one already."""
-    store.compare_set(FAILURE, "", encoded(error, rank))
+def post_failure(store: Store, error: BaseException, name: str) -> None:
+    """Record the failure of a rank with a name in the store, unless there is one already."""
+    store.compare_set(FAILURE, "", encoded(error, name))
 
 
 @dataclass
@@ -86,8 +96,13 @@ class RankWatch:
         while not self._store.check([_key(rank) for rank in range(self._count)]):
             self.raise_if_failed()
             if time.monotonic() > deadline:
-                raise RankFailedError(f"not all {self._count} ranks started within {seconds:.0f} s")
+                raise RankFailedError(
+                    f"not all {self._count} processes started within {seconds:.0f} s"
+                )
             time.sleep(_LOOK_SECONDS)
+        failure = self._posted()  # of a rank that began its watch, and failed since
+        if failure is not None:
+            raise failure
 
     def raise_if_failed(self) -> None:
         """Raise the failure of the run, if there is one.
@@ -101,9 +116,9 @@ class RankWatch:
     def post(self, error: BaseException) -> None:
         """Tell the other ranks about a failure of this one."""
         try:
-            post_failure(self._store, error, self._rank)
+            post_failure(self._store, error, name_of(self._rank, self._count))
         except RuntimeError:
-            # The launcher is gone, and with it the others learn of the end.
+            # The launcher has ended; the other ranks notice that themselves.
             return
 
     def note(self, error: IntraSliceError) -> None:
@@ -116,7 +131,7 @@ class RankWatch:
         while self._failure is None and time.monotonic() < deadline:
             time.sleep(_LOOK_SECONDS)
         return self._failure or RankFailedError(
-            f"another rank has ended or cannot be reached: {str(cause).splitlines()[0]}",
+            f"another process has ended or cannot be reached: {_reason(cause)}",
             hint="run it again: a resumed run continues after the last finished layer",
         )
 
@@ -135,7 +150,13 @@ class RankWatch:
                 self._beat(number)
                 self._failure = self._failure or self._posted() or self._silent()
             except RuntimeError as error:
-                self.note(RankFailedError(f"the launcher of the ranks cannot be reached: {error}"))
+                self.note(
+                    RankFailedError(f"the launcher of the processes cannot be reached: {error}")
+                )
+            except Exception as error:  # without the watch, a lost rank would be waited for
+                self.note(
+                    RankFailedError(f"the other processes cannot be watched: {_reason(error)}")
+                )
 
     def _beat(self, number: int) -> None:
         self._store.set(_key(self._rank), str(number))
@@ -158,8 +179,14 @@ class RankWatch:
             if last is None or last.value != value:
                 self._beats[rank] = _Beat(value=value, seen=now)
             elif now - last.seen > SILENCE_SECONDS:
-                return RankFailedError(f"rank {rank} has been silent for {SILENCE_SECONDS:.0f} s")
+                name = name_of(rank, self._count)
+                return RankFailedError(f"{name} has been silent for {SILENCE_SECONDS:.0f} s")
         return None
+
+
+def _reason(cause: BaseException) -> str:
+    """Return the first line of an error's text, or its type where there is none."""
+    return (str(cause).strip() or type(cause).__name__).splitlines()[0]
 
 
 def _key(rank: int) -> str:

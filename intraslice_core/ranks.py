@@ -231,23 +231,23 @@ class ConnectedRanks(Ranks):
 
     def gathered(self, compute: Callable[[], _Result]) -> list[_Result]:
         """Return what every rank computes, by rank; see `Ranks.gathered`."""
-        own = _Outcome.of(compute)
+        outcome = _Outcome.of(compute)
         outcomes = []
         for rank in range(self.count):
             if rank == self.rank:
-                self._send(own)
-            outcomes.append(own if rank == self.rank else self._receive(rank))
+                self._send(outcome)
+            outcomes.append(outcome if rank == self.rank else self._receive(rank))
         return [outcome.result() for outcome in outcomes]
 
     def evaluated(self, tasks: Sequence[Callable[[], _Result]]) -> list[_Result]:
         """Return the results of tasks that the ranks divide among them; see `Ranks.evaluated`."""
 
-        def own() -> dict[int, _Result]:
+        def computed() -> dict[int, _Result]:
             numbers = range(self.rank, len(tasks), self.count)
             return {number: tasks[number]() for number in numbers}
 
         results: dict[int, _Result] = {}
-        for part in self.gathered(own):
+        for part in self.gathered(computed):
             results.update(part)
         return [results[number] for number in range(len(tasks))]
 

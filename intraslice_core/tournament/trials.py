@@ -19,7 +19,7 @@ from intraslice_core.calibration.trial_text import TrialText, TrialTextReader
 from intraslice_core.config import CompressionConfig, Method
 from intraslice_core.content_key import calibration_facts, content_key
 from intraslice_core.cost_model import Candidate, TournamentPlan
-from intraslice_core.device import resolve_device, return_free_memory, rounding_class
+from intraslice_core.device import machine_class, resolve_device, return_free_memory
 from intraslice_core.errors import ConfigurationError, NumericalError, WebTextError
 from intraslice_core.evaluation.held_out import HeldOutReference
 from intraslice_core.evaluation.loaded_models import load_model
@@ -99,7 +99,7 @@ class Tournament:
         device = resolve_device(self.config.device)
         return content_key(
             model=self.dense.fingerprint if self.run.resume_state is not None else "",
-            place=rounding_class(device),
+            place=machine_class(device),
             config=self.config.model_dump(mode="json", exclude={"devices", "exports", "recover"}),
             calibration=calibration_facts(self.config.calibration),
             sizes=repr(self.plan.sizes),

@@ -6,16 +6,23 @@ At last the first one of two cancels a compression.
 
 from __future__ import annotations
 
+import gc
+import json
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 from intraslice_core.config import CalibrationConfig, CompressionConfig
 from intraslice_core.errors import IntraSliceError
+from intraslice_core.hidden_states import HiddenStates
 from intraslice_core.launcher import current_launch
 from intraslice_core.pipeline import compress_model
 from intraslice_core.progress import ProgressEvent
+from intraslice_core.ranks import ConnectedRanks
 from tests.intraslice_core.parallel.forked import run_in_ranks
 
 SAMPLES = 13
@@ -42,6 +49,8 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "magnitude": {},
 }
 """Settings by name, which is that of the method where it is not among them."""
+COUNTED = "flap"
+"""Compression in which objects with hidden states are counted."""
 IN_THREE = ("intraslice_plus", "modegpt", "slicegpt")
 """Compressions by three ranks."""
 
@@ -61,13 +70,29 @@ def config(name: str) -> CompressionConfig:
     return CompressionConfig.model_validate(settings | CONFIGS[name])
 
 
+@contextmanager
+def counting_states(counts: list[int]) -> Iterator[None]:
+    """Append the number of objects with hidden states whenever a rank waits for another one."""
+    receive = ConnectedRanks.receive
+
+    def counted(ranks: ConnectedRanks, owner: int) -> Any:
+        counts.append(sum(type(item) is HiddenStates for item in gc.get_objects()))
+        return receive(ranks, owner)
+
+    with patch.object(ConnectedRanks, "receive", counted):
+        yield
+
+
 def compress_all(dense: Path, folder: Path, names: list[str]) -> None:
     """Write a checkpoint for each of the names."""
     for name in names:
-        report = compress_model(str(dense), folder / name, config(name), verify=False)
+        counts = list[int]()
+        with counting_states(counts) if name == COUNTED else nullcontext():
+            report = compress_model(str(dense), folder / name, config(name), verify=False)
         launch = current_launch()
         if launch is not None:  # every rank has the report
             (folder / f"{name}-{launch.rank}.json").write_text(report.model_dump_json())
+            (folder / f"{name}-{launch.rank}-states.json").write_text(json.dumps(counts))
 
 
 def cancel(dense: Path, folder: Path) -> None:

@@ -9,10 +9,12 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor
 
+from intraslice_core import device_memory
 from intraslice_core.device_memory import BatchSize
 from intraslice_core.errors import NumericalError, OutOfDeviceMemoryError
 from intraslice_core.rank_connection import connected_ranks
@@ -80,12 +82,18 @@ def lowered(ranks: Ranks) -> dict[str, Any]:
         ranks.computed(0, lambda: float(total[0]) if size != 8 else fill_the_device())
         if (ranks.rank, size) == (1, 4):
             fill_the_device()
-        every = ranks.gathered(lambda: torch.full((2,), size + ranks.rank))
+        parts = ranks.gathered(lambda: torch.full((2,), size + ranks.rank))
         if (ranks.rank, size) == (2, 2):
             fill_the_device()
-        return [int(total[0]), *(int(own[0]) for own in every)]
+        return [int(total[0]), *(int(tensor[0]) for tensor in parts)]
 
     return {"result": batch.repeat(attempt), "sizes": sizes, "size": batch.size}
+
+
+def lacks_room(ranks: Ranks, full: int) -> bool:
+    """Return whether a rank lacks room if the device of one of them is full."""
+    with patch.object(device_memory, "has_room_to_spare", lambda _: ranks.rank != full):
+        return device_memory.any_rank_lacks_room(ranks, torch.device("cpu"))
 
 
 def results(ranks: Ranks) -> dict[str, Any]:
@@ -112,6 +120,7 @@ def results(ranks: Ranks) -> dict[str, Any]:
         "gathered": ranks.gathered(lambda: ranks.rank * 10),
         "evaluated": ranks.evaluated(tasks),
         "lowered": lowered(ranks),
+        "lacks_room": [lacks_room(ranks, full) for full in (1, PROCESSES)],
         "computed_error": error_of(lambda: ranks.computed(MAIN, partial(fails, 3))),
         "evaluated_error": error_of(lambda: ranks.evaluated([*tasks, partial(fails, 5)])),
     }

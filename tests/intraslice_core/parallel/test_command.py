@@ -1,4 +1,4 @@
-"""`torchrun -m intraslice_core compress` speaks with one voice."""
+"""`torchrun -m intraslice_core compress` prints one report and one error."""
 
 from __future__ import annotations
 

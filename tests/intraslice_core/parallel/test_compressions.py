@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -56,8 +57,16 @@ def test_processes_choose_the_plan_of_one_and_its_weights_up_to_rounding(
 def test_all_ranks_get_the_report_of_the_first(name: str, folder: Path) -> None:
     written = report_in(folder / "2" / name)
     for rank in range(2):
-        own = (folder / "2" / f"{name}-{rank}.json").read_text()
-        assert CompressionReport.model_validate_json(own).plan == written.plan
+        text = (folder / "2" / f"{name}-{rank}.json").read_text()
+        assert CompressionReport.model_validate_json(text).plan == written.plan
+
+
+def test_other_ranks_free_their_hidden_states_before_they_wait_for_the_report(
+    folder: Path,
+) -> None:
+    counts = json.loads((folder / "2" / f"{compressions.COUNTED}-1-states.json").read_text())
+    assert max(counts) > 0, "they exist during the run"
+    assert counts[-1] == 0
 
 
 def test_the_cancellation_of_the_first_rank_ends_all_of_them(folder: Path) -> None:

@@ -7,6 +7,7 @@ process takes longer than everything that it does here.
 from __future__ import annotations
 
 import os
+import pickle
 import time
 from collections.abc import Iterator
 from contextlib import suppress
@@ -16,8 +17,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from intraslice_core import rank_processes
+from intraslice_core import rank_processes, residency
 from intraslice_core.config import CompressionConfig
+from intraslice_core.cost_model import memory
 from intraslice_core.errors import (
     CompressionCancelledError,
     ConfigurationError,
@@ -31,6 +33,7 @@ from intraslice_core.reports.schema import CompressionReport
 from intraslice_core.resume_state import ResumeState
 from tests.intraslice_core.parallel import compressions, scripted_rank, stand_in
 from tests.intraslice_core.parallel.comparison import assert_same_model
+from tests.intraslice_core.reports import samples
 from tests.intraslice_core.tiny_models import tiny_llama
 
 NOTICED_SECONDS = 30.0
@@ -123,7 +126,10 @@ def chain(dense: Path, tmp_path_factory: pytest.TempPathFactory) -> Chain:
         patch.setenv(scripted_rank.DIES_AFTER, layer_file(1))
         runs.run(runs.killed, 2)
     assert not runs.out.exists()
-    runs.run(runs.last, 1)
+    with pytest.MonkeyPatch.context() as patch:  # as if there were little memory
+        patch.setattr(residency, "DEVICE_SHARE", 0.0)
+        patch.setattr(memory, "IN_PLACE_WIDTH", 1)
+        runs.run(runs.last, 1)
     return runs
 
 
@@ -136,22 +142,49 @@ def test_a_killed_process_is_named_and_ends_the_others_soon(chain: Chain) -> Non
     assert chain.killed.processes_left == 0
 
 
-def test_cancellation_reaches_the_processes_and_comes_back_as_their_error(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def stand_ins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Ranks without the engine; the folder in which they work."""
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[3]), prepend=os.pathsep)
     monkeypatch.setenv(stand_in.ENDED, str(tmp_path / "ended"))
     monkeypatch.setattr(rank_processes, "PROGRAM", stand_in.__name__)
+    return tmp_path
+
+
+def test_cancellation_reaches_the_processes_and_is_raised_as_their_error(stand_ins: Path) -> None:
     events: list[ProgressEvent] = []
     with pytest.raises(CompressionCancelledError):
         compress_model(
-            str(tmp_path / "dense"),
-            tmp_path / "out",
+            str(stand_ins / "dense"),
+            stand_ins / "out",
             config_of(2),
             on_progress=events.append,
             should_cancel=lambda: bool(events),
         )
     assert [event.stage for event in events] == [Stage.COMPRESS]
+    assert not list(ranks_of(psutil.Process()))
+
+
+def test_an_error_of_the_caller_leaves_no_temporary_files_and_no_processes(
+    stand_ins: Path,
+) -> None:
+    def fail(event: ProgressEvent) -> None:
+        raise OSError(f"cannot print {event.message!r}")
+
+    with pytest.raises(OSError, match="cannot print 'layer 1/4'"):
+        compress_model(str(stand_ins / "dense"), stand_ins / "out", config_of(2), on_progress=fail)
+    assert [path.name for path in stand_ins.iterdir()] == ["ended"]
+    assert not list(ranks_of(psutil.Process()))
+
+
+def test_a_report_is_the_result_although_processes_die_or_hang_after_it(
+    stand_ins: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (stand_ins / "report").write_bytes(pickle.dumps(samples.report()))
+    monkeypatch.setenv(stand_in.REPORT, str(stand_ins / "report"))
+    monkeypatch.setattr(rank_processes, "_GRACE_SECONDS", 0.5)
+    report = compress_model(str(stand_ins / "dense"), stand_ins / "out", config_of(2))
+    assert report == samples.report()
     assert not list(ranks_of(psutil.Process()))
 
 
@@ -181,6 +214,46 @@ def test_an_interrupted_run_resumes_with_any_number_of_processes(
     assert chain.last.report.resumed_layers == LAYERS - 1
     compress_model(str(dense), tmp_path / "alone", config_of(1), verify=False)
     assert_same_model(chain.out, tmp_path / "alone")
+
+
+def test_factorisations_in_place_keep_the_finished_layers(chain: Chain) -> None:
+    messages = [event.message for event in chain.last.events]
+    assert any("moments are factorised in place" in message for message in messages)
+    assert not any("factorised in place" in event.message for event in chain.killed.events)
+    assert chain.last.report is not None
+    assert chain.last.report.resumed_layers == LAYERS - 1
+
+
+@pytest.mark.parametrize(
+    ("requested", "threads"), [("16", 4), ("3", 3), ("0", 4), ("4,2", 4), ("", 4), (None, 4)]
+)
+def test_processes_have_equal_shares_of_the_cores_at_most(
+    requested: str | None, threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(16), raising=False)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    if requested is not None:
+        monkeypatch.setenv("OMP_NUM_THREADS", requested)
+    assert rank_processes._threads(4) == threads
+
+
+@pytest.mark.parametrize("requested", ["1000", "all"])
+def test_a_process_gets_its_number_of_threads(
+    requested: str, stand_ins: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", requested)
+    threads = []
+
+    def is_started() -> bool:
+        ranks = [*ranks_of(psutil.Process())]
+        threads.extend(rank.environ()["OMP_NUM_THREADS"] for rank in ranks)
+        return True
+
+    with pytest.raises(CompressionCancelledError):
+        compress_model(
+            str(stand_ins / "dense"), stand_ins / "out", config_of(2), should_cancel=is_started
+        )
+    assert {*threads} == {str(rank_processes._threads(2))}
 
 
 def test_an_output_that_exists_is_an_error_before_processes_start(

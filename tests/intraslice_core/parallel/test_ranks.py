@@ -45,51 +45,62 @@ def launched(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_every_sequence_is_in_one_share(by_rank: list[dict[str, Any]]) -> None:
-    shares = [own["rows"] for own in by_rank]
+    shares = [results["rows"] for results in by_rank]
     assert sorted(row for share in shares for row in share) == list(range(8))
-    assert [len(share) for share in shares] == [own["row_count"] for own in by_rank] == [3, 3, 2]
+    assert (
+        [len(share) for share in shares]
+        == [results["row_count"] for results in by_rank]
+        == [3, 3, 2]
+    )
 
 
 def test_sums_of_all_sizes_and_dtypes_are_exact_and_equal(by_rank: list[dict[str, Any]]) -> None:
-    for own in by_rank:
-        assert own["small"].dtype == torch.float64
-        torch.testing.assert_close(own["small"], torch.full((2, 2), 3.3, dtype=torch.float64))
-        assert torch.equal(own["small"], by_rank[0]["small"])
-        assert own["other"].tolist() == [3.0, 3.0, 3.0]
-        assert float(own["single"]) == 3.0
-        assert own["large"] == 6.0
-        assert own["strided"].tolist() == [[3.0, 3.0]] * 4
-        assert own["totals"] == [3.0, 0.75, 3.0]
+    for results in by_rank:
+        assert results["small"].dtype == torch.float64
+        torch.testing.assert_close(results["small"], torch.full((2, 2), 3.3, dtype=torch.float64))
+        assert torch.equal(results["small"], by_rank[0]["small"])
+        assert results["other"].tolist() == [3.0, 3.0, 3.0]
+        assert float(results["single"]) == 3.0
+        assert results["large"] == 6.0
+        assert results["strided"].tolist() == [[3.0, 3.0]] * 4
+        assert results["totals"] == [3.0, 0.75, 3.0]
     assert by_rank[2]["owned"].tolist() == [6.0, 12.0]
 
 
 def test_objects_arrive_with_their_tensors(by_rank: list[dict[str, Any]]) -> None:
     expected = operations.nested()
-    for own in by_rank:
-        assert own["nested"]["note"] == expected.note
-        assert own["nested"]["tensors"].keys() == expected.tensors.keys()
+    for results in by_rank:
+        assert results["nested"]["note"] == expected.note
+        assert results["nested"]["tensors"].keys() == expected.tensors.keys()
         for name, tensor in expected.tensors.items():
-            assert own["nested"]["tensors"][name].dtype == tensor.dtype
-            assert torch.equal(own["nested"]["tensors"][name], tensor)
+            assert results["nested"]["tensors"][name].dtype == tensor.dtype
+            assert torch.equal(results["nested"]["tensors"][name], tensor)
 
 
 def test_results_are_in_order_on_all_ranks(by_rank: list[dict[str, Any]]) -> None:
-    for own in by_rank:
-        assert own["gathered"] == [0, 10, 20]
-        assert own["evaluated"] == [1, 2, 4, 8, 16, 32, 64]
+    for results in by_rank:
+        assert results["gathered"] == [0, 10, 20]
+        assert results["evaluated"] == [1, 2, 4, 8, 16, 32, 64]
 
 
 def test_an_error_of_one_rank_is_raised_on_all(by_rank: list[dict[str, Any]]) -> None:
-    for own in by_rank:
-        assert own["computed_error"] == ("no factor", 3, "mlp", "more text")
-        assert own["evaluated_error"] == ("no factor", 5, "mlp", "more text")
+    for results in by_rank:
+        assert results["computed_error"] == ("no factor", 3, "mlp", "more text")
+        assert results["evaluated_error"] == ("no factor", 5, "mlp", "more text")
 
 
 def test_all_ranks_lower_their_batches_wherever_one_of_them_lacks_memory(
     by_rank: list[dict[str, Any]],
 ) -> None:
-    for own in by_rank:
-        assert own["lowered"] == {"result": [3, 1, 2, 3], "sizes": [16, 8, 4, 2, 1], "size": 1}
+    for results in by_rank:
+        assert results["lowered"] == {"result": [3, 1, 2, 3], "sizes": [16, 8, 4, 2, 1], "size": 1}
+
+
+def test_all_ranks_know_that_the_device_of_one_of_them_has_no_room_to_spare(
+    by_rank: list[dict[str, Any]],
+) -> None:
+    for results in by_rank:
+        assert results["lacks_room"] == [True, False]
 
 
 def test_a_sequence_that_does_not_fit_one_device_ends_all_ranks_with_its_error(
@@ -139,8 +150,8 @@ def test_the_environment_of_a_launch_describes_it(monkeypatch: pytest.MonkeyPatc
 
 
 def test_programs_that_run_alone_do_not_see_the_launcher() -> None:
-    own = {"PATH": "/bin", "OMP_NUM_THREADS": "1"}
-    assert without_launcher({**own, **LAUNCH.environment(), "GROUP_RANK": "0"}) == own
+    variables = {"PATH": "/bin", "OMP_NUM_THREADS": "1"}
+    assert without_launcher({**variables, **LAUNCH.environment(), "GROUP_RANK": "0"}) == variables
 
 
 def test_sweeps_in_several_processes_are_rejected_by_name(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -133,6 +135,16 @@ def trials(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return done
 
 
+@contextmanager
+def another_number_of_threads() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(threads + 1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
 def test_a_killed_tournament_resumes_with_the_same_winner(
     dense: Path, chosen: tuple[Path, CompressionReport], tmp_path: Path, trials: list[str]
 ) -> None:
@@ -168,6 +180,18 @@ def test_a_killed_tournament_resumes_with_the_same_winner(
     assert report.method == chosen[1].method
     made = (tmp_path / "out" / "model.safetensors").read_bytes()
     assert made == (chosen[0] / "model.safetensors").read_bytes()
+    trials.clear()
+    with another_number_of_threads():
+        again = compress_model(
+            str(dense),
+            tmp_path / "again",
+            CONFIG,
+            verify=False,
+            resume_state=ResumeState(directory=tmp_path / "state"),
+        )
+    assert trials == [], "several devices on one machine have fewer threads each"
+    assert again.tournament is not None
+    assert again.method == report.method
 
 
 def test_trials_leave_nothing_and_are_a_stage_of_the_progress(dense: Path, tmp_path: Path) -> None:

@@ -87,10 +87,15 @@ def allocation_context(work: CompressionWork, run: Run) -> AllocationContext:
     """Return the inputs of the choice of shapes."""
     expected, ends = run.durations, (GRADIENT_SHARE * SENSITIVITY_SHARE, SENSITIVITY_SHARE)
 
+    def time_done(done: float) -> float:
+        return done if expected is None else expected.allocation.finished(done, ends)
+
     def before_batch(done: float, message: str, layer: int | None = None, /) -> None:
-        time_done = done if expected is None else expected.allocation.finished(done, ends)
         layers = None if layer is None else work.geometry.num_hidden_layers
-        run.report(Stage.ALLOCATE, message, time_done, layer, layers)
+        run.report(Stage.ALLOCATE, message, time_done(done), layer, layers)
+
+    def on_resumed(begin: float, end: float) -> None:
+        run.skip(Stage.ALLOCATE, time_done(end) - time_done(begin))
 
     return AllocationContext(
         layers=work.layers,
@@ -106,4 +111,6 @@ def allocation_context(work: CompressionWork, run: Run) -> AllocationContext:
         resume_state=work.resume_state,
         prefix_length=len(work.prefix),
         before_batch=before_batch,
+        on_resumed=on_resumed,
+        warn=run.warn,
     )

@@ -1,17 +1,18 @@
 """The resume state: files from which an interrupted run resumes.
 
-They hold the calibration tokens, each compressed layer, and from time to time the hidden states or
-the state of a training. Every file records a digest of everything that its content depends on and
-appears whole or not at all. Hidden states, scores of the evaluation and the time worked stay on
-their machine. All other files are written once, each state of a training by a name of its own, so
-that they can be copied to another machine. A resumed run therefore ends with the bytes of an
-undisturbed one. If the saved hidden states lag behind the finished layers, they pass through those
-layers once more; nothing is solved again.
+They hold the calibration tokens, each measured and each compressed layer, and from time to time
+the hidden states or the state of a training. Every file records a digest of everything that its
+content depends on and appears whole or not at all. Hidden states, gradients, scores of the
+evaluation and the time worked stay on their machine. All other files are written once, each state
+of a training by a name of its own, so that they can be copied to another machine. A resumed run
+therefore ends with the bytes of an undisturbed one. If the saved hidden states lag behind the
+finished layers, they pass through those layers once more; nothing is solved again.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 import time
 import uuid
@@ -28,6 +29,8 @@ from intraslice_core.checkpoints.writer import ShardFile
 from intraslice_core.files import atomic_file
 from intraslice_core.reports.schema import LayerReport
 
+_log = logging.getLogger(__name__)
+
 SUFFIX = ".safetensors"
 _TOKENS = "tokens"
 _RECOVERY_TOKENS = "recovery-tokens"
@@ -35,6 +38,8 @@ _HIDDEN_STATES = "hidden-states"
 LOCAL_PREFIX = "local-"
 """Begin of the names of further files that stay on their machine."""
 _WORK = f"{LOCAL_PREFIX}work"
+MEASURED_PREFIX = "measured-"
+"""Begin of the names of files with the sensitivity of a layer, needed until all are measured."""
 TRAINING_PREFIX = "training-"
 """Begin of the names of files with the state of a training: its number of steps in eight digits
 follows, so that the newest is the last by name."""
@@ -118,6 +123,46 @@ class ResumeState:
         self._save(name, tensors, {**facts, "key": key})
         self.on_saved(name + SUFFIX)
 
+    def has_part(self, name: str, key: str) -> bool:
+        """Report whether a part of this run is saved, without reading its tensors."""
+        return self._facts(name, key) is not None
+
+    def save_part_if_possible(
+        self,
+        name: str,
+        key: str,
+        tensors: Mapping[str, Tensor],
+        facts: Mapping[str, str],
+        content: str,
+    ) -> str | None:
+        """Save a part as `save_part` does, if the disk has room.
+
+        Args:
+            name: of the part.
+            key: of the run.
+            tensors: by name.
+            facts: by name.
+            content: description of the part, for the reason.
+
+        Returns:
+            The reason if it could not be saved. A resumed run then repeats the part.
+        """
+        reason = self._save_here(name, tensors, {**facts, "key": key}, content)
+        if reason is None:
+            self.on_saved(name + SUFFIX)
+        return reason
+
+    def remove_parts(self, prefix: str, *, but: str | None = None) -> None:
+        """Remove the files of parts that are not needed any more.
+
+        Args:
+            prefix: begin of their names.
+            but: begin of the names of those that stay; None removes all.
+        """
+        for file in self.directory.glob(f"{prefix}*{SUFFIX}"):
+            if but is None or not file.name.startswith(but):
+                file.unlink(missing_ok=True)
+
     def layer(self, key: str, layer: int) -> FinishedLayer | None:
         """Return a layer if it is finished."""
         file = self._load(_layer_name(layer), key)
@@ -162,15 +207,28 @@ class ResumeState:
         Returns:
             The number of layers that the hidden states have passed; 0 if none were usable.
         """
-        facts = self._facts(_HIDDEN_STATES, key)
-        if facts is None or int(facts["layers"]) > finished:
-            return 0
-        file = self._load(_HIDDEN_STATES, key)
-        if file is None or not _same_layout(file.tensors, hidden):
+        saved = self.hidden_states(key, finished)
+        if saved is None or not _same_layout(saved[0], hidden):
             return 0
         for name, tensor in hidden.items():
-            tensor.copy_(file.tensors[name])
-        return int(file.facts["layers"])
+            tensor.copy_(saved[0][name])
+        return saved[1]
+
+    def hidden_states(self, key: str, finished: int) -> tuple[dict[str, Tensor], int] | None:
+        """Return the saved hidden states by name, and the number of layers that they have passed.
+
+        None if they are of another run or have passed more than the `finished` leading layers.
+        """
+        facts = self._facts(_HIDDEN_STATES, key)
+        if facts is None or int(facts["layers"]) > finished:
+            return None
+        file = self._load(_HIDDEN_STATES, key)
+        return None if file is None else (file.tensors, int(file.facts["layers"]))
+
+    def remove_hidden_states(self, key: str) -> None:
+        """Remove the saved hidden states, unless they are of another run."""
+        if self._facts(_HIDDEN_STATES, key) is not None:
+            (self.directory / (_HIDDEN_STATES + SUFFIX)).unlink(missing_ok=True)
 
     def save_hidden_states(
         self, key: str, hidden: Mapping[str, Tensor], layers: int, *, at_once: bool = False
@@ -289,10 +347,14 @@ class ResumeState:
                 file.abandon()
 
     def _facts(self, name: str, key: str) -> dict[str, str] | None:
+        file = self.directory / (name + SUFFIX)
         try:
-            with safe_open(self.directory / (name + SUFFIX), framework="pt") as opened:
+            with safe_open(file, framework="pt") as opened:
                 facts: dict[str, str] = opened.metadata() or {}
-        except (FileNotFoundError, SafetensorError):
+        except FileNotFoundError:
+            return None
+        except SafetensorError as error:
+            _log.warning("%s is damaged and is not used: %s", file, error)
             return None
         return facts if facts.get("key") == key else None
 

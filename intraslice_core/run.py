@@ -264,6 +264,11 @@ class Run:
             )
             self._send(event.model_copy(update=self._remaining_fields(eta, now)))
 
+    def skip(self, stage: Stage, share: float) -> None:
+        """Leave a share of the current stage, which was restored, out of the run's pace."""
+        begin, end = self.shares[stage]
+        self._remaining.skip((end - begin) * share)
+
     @contextmanager
     def reporting(self) -> Iterator[None]:
         """Report the sub-steps of a block, and repeat the last event when none follows for long.
@@ -331,7 +336,7 @@ class Run:
         layers = geometry.num_hidden_layers
         begin, end = self.shares[Stage.COMPRESS]
         if restored:
-            self._remaining.skip((end - begin) / layers)
+            self.skip(Stage.COMPRESS, 1.0 / layers)
         self._send(
             ProgressEvent(
                 stage=Stage.COMPRESS,

@@ -72,8 +72,7 @@ class LayerMirror:
     def _upload(self, name: str) -> bool:
         """Upload one file, with retries; return false if further uploads are pointless."""
         while not self._dropped.is_set():
-            file = self.directory / name
-            replaces = TRAINING_PREFIX if _is_training(name) else None
+            file, replaces = self.directory / name, _replaced(name)
             try:
                 layer_files.keep(self._resources, self._job, file, replaces=replaces)
                 return True
@@ -82,8 +81,8 @@ class LayerMirror:
             except ServiceError as error:
                 _log.warning("layer_not_uploaded", job_id=self._job.id, file=name, code=error.code)
             except Exception:
-                if replaces and not file.exists():
-                    return True  # the engine has saved newer states and removed this one
+                if not file.exists() and (_is_training(name) or name.startswith(MEASURED_PREFIX)):
+                    return True  # the engine has saved what replaces it, and removed this one
                 # The job does not depend on the copy, and other threads judge the lease.
                 _log.exception("layer_mirror_crashed", job_id=self._job.id, file=name)
                 return False
@@ -108,9 +107,26 @@ Each one replaces the one before in the store.
 """
 
 
+MEASURED_PREFIX, SENSITIVITY_PREFIX = "measured-", "sensitivity-"
+"""Begins of the names of files with the sensitivity of one layer, and of all, as the engine writes
+them.
+
+Layers are uploaded, as another machine would measure them anew for minutes, and are smaller than
+compressed ones. All of them are superfluous once the whole is in the store. The gradients are
+local: they are larger than the model, and computed again in a fifth of the measurement's time.
+"""
+
+
 def _is_local(name: str) -> bool:
     return name == _HIDDEN_STATES or name.startswith(LOCAL_PREFIX)
 
 
 def _is_training(name: str) -> bool:
     return name.startswith(TRAINING_PREFIX)
+
+
+def _replaced(name: str) -> str | None:
+    """Return the begin of the names of the files that one replaces in the store; None if none."""
+    if _is_training(name):
+        return TRAINING_PREFIX
+    return MEASURED_PREFIX if name.startswith(SENSITIVITY_PREFIX) else None

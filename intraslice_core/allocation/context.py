@@ -40,6 +40,14 @@ class BeforeBatch(Protocol):
         """Report the stage's finished fraction, the activity, and its layer if it has one."""
 
 
+def ignore_resumed(_begin: float, _end: float) -> None:
+    """Do nothing about a restored part of the stage."""
+
+
+def ignore_warning(_warning: str) -> None:
+    """Do nothing about a warning."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class SensitivityCache:
     """Directory that caches measured sensitivities."""
@@ -72,7 +80,12 @@ class AllocationContext:
     prefix_length: int = 0
     """Positions of the prefix at the beginning of every calibration sequence."""
     resume_state: ResumeState | None = None
-    """Files from which an interrupted training of masks resumes; None starts it anew."""
+    """Files from which an interrupted measurement, comparison of plans or training of masks
+    resumes; None starts it anew. The main rank alone has them."""
+    on_resumed: Callable[[float, float], None] = ignore_resumed
+    """Callback with the stage's fractions at begin and end of a part that was restored."""
+    warn: Callable[[str], None] = ignore_warning
+    """Callback with a warning for the report."""
 
     def before_layers(
         self, message: str, *, begin: float = 0.0, share: float = 1.0

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import product, zip_longest
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -17,6 +15,7 @@ from torch import Tensor
 from intraslice_core import linalg
 from intraslice_core.allocation.budget import resolve_round_to
 from intraslice_core.allocation.compressed_input import within_input
+from intraslice_core.allocation.context import ignore_resumed
 from intraslice_core.allocation.curves import (
     AttentionCurves,
     Curve,
@@ -30,13 +29,15 @@ from intraslice_core.allocation.curves import (
 from intraslice_core.allocation.fast_shapes import fast_shapes, prefer_fast_shapes
 from intraslice_core.allocation.fisher import LayerScores, fisher_plan
 from intraslice_core.allocation.lagrangian import lagrangian_plan
+from intraslice_core.allocation.saved_measurement import SavedMeasurement, gradient_files
 from intraslice_core.checkpoints.dense_model import DenseLayers
 from intraslice_core.config import CompressionSettings
 from intraslice_core.device import return_free_memory
 from intraslice_core.export.targets import DEMANDS, TargetDemands
 from intraslice_core.methods import METHODS
 from intraslice_core.plan import ModelGeometry, Module, ShapeConstraint
-from intraslice_core.sensitivity.gradients import GradientFiles, LayerGradients, loss_gradients
+from intraslice_core.ranks import MAIN
+from intraslice_core.sensitivity.gradients import LayerGradients, loss_gradients
 from intraslice_core.sensitivity.layer_sensitivity import LayerSensitivity
 from intraslice_core.sensitivity.measurement import ModelSensitivity, measure_layers
 from intraslice_core.sensitivity.trial_cuts import TrialCut
@@ -103,6 +104,11 @@ class CalibrationSplit:
     prefix_length: int = 0
     """Positions of the prefix at the beginning of every sequence."""
 
+    @property
+    def measured(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the sequences that the sensitivity depends on."""
+        return self.metric, self.sensitivity, self.check
+
     @classmethod
     def of(
         cls, tokens: Tensor, kinds: Tensor | None = None, prefix_length: int = 0
@@ -151,7 +157,7 @@ def _judged_sequences(kinds: Tensor, count: int) -> Tensor:
     return torch.tensor(sorted(in_turn[:count]), dtype=torch.int64)
 
 
-def measure_sensitivity(
+def measure_sensitivity(  # noqa: PLR0913 (one measurement, and where it resumes)
     layers: DenseLayers,
     tokens: CalibrationSplit,
     *,
@@ -159,8 +165,12 @@ def measure_sensitivity(
     before_batch: Callable[[float], None],
     with_trial_cuts: bool = True,
     with_value_dims: bool = False,
+    saved: SavedMeasurement | None = None,
+    on_resumed: Callable[[float, float], None] = ignore_resumed,
 ) -> ModelSensitivity:
     """Compute gradients, then measure all layers; gradients are on disk in between.
+
+    An interrupted measurement resumes after the last part of the gradients, or the last layer.
 
     Args:
         layers: the dense model.
@@ -169,12 +179,17 @@ def measure_sensitivity(
         before_batch: callback with the finished fraction; may raise to stop.
         with_trial_cuts: measure the trial cuts, which only the Lagrangian allocator uses.
         with_value_dims: also measure the removal order of value dimensions as they are.
+        saved: finished parts of an interrupted measurement and place for those of this one, on the
+            main rank; None elsewhere, and where nothing is saved.
+        on_resumed: called with the fractions at begin and end of a part that was restored.
 
     Raises:
         NumericalError: naming the layer.
     """
-    with tempfile.TemporaryDirectory(prefix="intraslice-gradients-") as folder:
-        files = GradientFiles(directory=Path(folder))
+    ranks = layers.ranks
+    finished = ranks.computed(MAIN, lambda: 0 if saved is None else saved.finished())
+    layers_share = 1 - GRADIENT_SHARE
+    with gradient_files(saved, len(tokens.metric), ranks) as files:
         loss_gradients(
             layers,
             tokens.metric,
@@ -182,6 +197,8 @@ def measure_sensitivity(
             files=files,
             before_batch=lambda done: before_batch(GRADIENT_SHARE * done),
             prefix_length=tokens.prefix_length,
+            first_layer=finished,
+            on_resumed=lambda done: on_resumed(0.0, GRADIENT_SHARE * done),
         )
         return_free_memory()
         return measure_layers(
@@ -190,9 +207,13 @@ def measure_sensitivity(
             tokens.check if with_trial_cuts else None,
             files,
             batch_size=batch_size,
-            before_batch=lambda done: before_batch(GRADIENT_SHARE + (1 - GRADIENT_SHARE) * done),
+            before_batch=lambda done: before_batch(GRADIENT_SHARE + layers_share * done),
             prefix_length=tokens.prefix_length,
             with_value_dims=with_value_dims,
+            saved=saved,
+            on_resumed=lambda done: on_resumed(
+                GRADIENT_SHARE, GRADIENT_SHARE + layers_share * done
+            ),
         )
 
 
@@ -387,7 +408,7 @@ def trial_rank_correlation(trials: Sequence[TrialCut]) -> float | None:
 # -- the Fisher allocator ----------------------------------------------------------------------
 
 
-def fisher_shapes(
+def fisher_shapes(  # noqa: PLR0913 (one estimator, and where it resumes)
     layers: DenseLayers,
     tokens: CalibrationSplit,
     geometry: ModelGeometry,
@@ -396,6 +417,8 @@ def fisher_shapes(
     *,
     rotated: bool,
     before_batch: Callable[[float], None],
+    saved: SavedMeasurement | None = None,
+    on_resumed: Callable[[float], None] | None = None,
 ) -> ScoredPlan:
     """Compute Fisher scores and allocate by them (arXiv 2602.01975).
 
@@ -407,14 +430,16 @@ def fisher_shapes(
         settings: of the compression.
         rotated: score heads in their PCA bases (`fisher_pca`).
         before_batch: callback with the finished fraction; may raise to stop.
+        saved: place from which the gradients resume; None for a temporary directory.
+        on_resumed: called with the finished fraction of interrupted gradients, if there are any.
 
     Raises:
         BudgetOutOfReachError: if the smallest allowed shapes exceed the budget.
         ConfigurationError: if rounding misses the budget by more than the tolerance.
         NumericalError: naming the layer.
     """
-    with tempfile.TemporaryDirectory(prefix="intraslice-gradients-") as folder:
-        files = GradientFiles(directory=Path(folder))
+    ranks = layers.ranks
+    with gradient_files(saved, len(tokens.gradients), ranks) as files:
         loss_gradients(
             layers,
             tokens.gradients,
@@ -422,8 +447,8 @@ def fisher_shapes(
             files=files,
             before_batch=before_batch,
             prefix_length=tokens.prefix_length,
+            on_resumed=on_resumed,
         )
-        ranks = layers.ranks
 
         def scored(layer: int) -> LayerScores:
             return _fisher_scores(files.read(layer), geometry, rotated, layers.device)

@@ -7,12 +7,12 @@ to equal layers that spare attention if a trial compression shows them to be bet
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import fields, replace
+from dataclasses import replace
 from functools import partial
-from itertools import product
 
 from torch import Tensor
 
+from intraslice_core.allocation.cached_sensitivity import cached_sensitivity, sensitivity_name
 from intraslice_core.allocation.compressed_input import within_input
 from intraslice_core.allocation.context import (
     AllocationContext,
@@ -40,6 +40,7 @@ from intraslice_core.allocation.judge import HeldOutDivergence, difference
 from intraslice_core.allocation.layer_shapes import layer_shapes
 from intraslice_core.allocation.path_shapes import path_shapes, unit_order
 from intraslice_core.allocation.plan_comparison import compare_plans
+from intraslice_core.allocation.saved_measurement import saved_measurement
 from intraslice_core.allocation.search import (
     CANDIDATES,
     SearchResult,
@@ -49,16 +50,17 @@ from intraslice_core.allocation.search import (
 from intraslice_core.allocation.shared_pairs import with_shared_pairs
 from intraslice_core.allocation.trained_residual_parts import trained_residual_parts
 from intraslice_core.allocation.unit_shapes import unit_shapes
-from intraslice_core.calibration import calibration_hash, sequence_sources
+from intraslice_core.calibration import sequence_sources
 from intraslice_core.config import Allocator
 from intraslice_core.errors import ConfigurationError
 from intraslice_core.methods import METHODS, resolve_allocator
 from intraslice_core.plan import ONLY_DENSE, ModelPlan, ShapeConstraint
 from intraslice_core.ranks import MAIN
 from intraslice_core.reports.schema import AllocationReport, CandidateReport, TrialReport
+from intraslice_core.resume_state import MEASURED_PREFIX
 from intraslice_core.sensitivity.layer_sensitivity import LayerSensitivity
-from intraslice_core.sensitivity.measurement import MEASUREMENT, ModelSensitivity
-from intraslice_core.sensitivity.sensitivity_file import load_sensitivity, save_sensitivity
+from intraslice_core.sensitivity.measurement import ModelSensitivity
+from intraslice_core.sensitivity.sensitivity_file import save_sensitivity
 
 __all__ = [
     "SENSITIVITY_SHARE",
@@ -151,6 +153,14 @@ def _fisher(
     allocator: Allocator,
 ) -> Shapes:
     """Return the shapes of the Fisher allocator, or uniform ones if rounding misses the budget."""
+
+    def before_batch(done: float) -> None:
+        context.before_batch(done, "computing gradients")
+
+    def on_resumed(done: float) -> None:
+        before_batch(0.0)  # the stage begins before its part is skipped
+        context.on_resumed(0.0, done)
+
     try:
         scored = context.batch.repeat(
             lambda size: fisher_shapes(
@@ -160,7 +170,9 @@ def _fisher(
                 context.budget.parameters,
                 context.config.model_copy(update={"batch_size": size}),
                 rotated=allocator == "fisher_pca",
-                before_batch=lambda done: context.before_batch(done, "computing gradients"),
+                before_batch=before_batch,
+                saved=saved_measurement(context, [split.gradients], size),
+                on_resumed=on_resumed,
             )
         )
     except ConfigurationError as error:
@@ -180,47 +192,43 @@ def _measured(
     cache, allocator = context.cache, resolve_allocator(context.config)
     with_trial_cuts = allocator == "lagrangian"
     with_value_dims = METHODS[context.config.method].value_basis == "coordinates"
+    parts = {"with_trial_cuts": with_trial_cuts, "with_value_dims": with_value_dims}
     cached = context.layers.ranks.computed(
-        MAIN, lambda: _cached(context, tokens, with_trial_cuts, with_value_dims)
+        MAIN, lambda: cached_sensitivity(context, tokens, **parts)
     )
     if cached is not None:
+        _remove_measured_layers(context)
         return cached
     ends_stage = context.config.mask_training is None and (
         allocator in ("uniform", "solution_path")
         or not METHODS[context.config.method].measures_sensitivity
     )
     share = 1.0 if ends_stage else SENSITIVITY_SHARE
-    measured = context.batch.repeat(
-        lambda size: measure_sensitivity(
+
+    def attempt(size: int) -> ModelSensitivity:
+        return measure_sensitivity(
             context.layers,
             split,
             batch_size=size,
             before_batch=partial(_report_sensitivity, context, share),
-            with_trial_cuts=with_trial_cuts,
-            with_value_dims=with_value_dims,
+            **parts,
+            saved=saved_measurement(context, split.measured, size, **parts),
+            on_resumed=partial(_skip_sensitivity, context, share),
         )
-    )
+
+    measured = context.batch.repeat(attempt)
     if cache is not None and cache.has_room(measured.nbytes):
-        name = _cached_name(
-            context, tokens, with_trial_cuts=with_trial_cuts, with_value_dims=with_value_dims
-        )
+        name = sensitivity_name(context, tokens, **parts)
         save_sensitivity(cache.directory / name, measured)
         cache.on_saved(name)
+        _remove_measured_layers(context)
     return measured
 
 
-def _cached(
-    context: AllocationContext, tokens: Tensor, with_trial_cuts: bool, with_value_dims: bool
-) -> ModelSensitivity | None:
-    """Return a cached measurement that has at least these parts."""
-    if context.cache is None:
-        return None
-    for trials, dims in product((True, with_trial_cuts), (True, with_value_dims)):
-        name = _cached_name(context, tokens, with_trial_cuts=trials, with_value_dims=dims)
-        cached = load_sensitivity(context.cache.directory / name)
-        if cached is not None:
-            return cached
-    return None
+def _remove_measured_layers(context: AllocationContext) -> None:
+    """Remove the saved layers of a measurement that is saved as a whole."""
+    if context.resume_state is not None:
+        context.resume_state.remove_parts(MEASURED_PREFIX)
 
 
 def _report_sensitivity(context: AllocationContext, share: float, done: float) -> None:
@@ -235,20 +243,11 @@ def _report_sensitivity(context: AllocationContext, share: float, done: float) -
     report((done - GRADIENT_SHARE) / layers_share)
 
 
-def _cached_name(
-    context: AllocationContext, tokens: Tensor, *, with_trial_cuts: bool, with_value_dims: bool
-) -> str:
-    """Return the name of the file that caches the sensitivity."""
-    key = context.key(
-        sensitivity=calibration_hash(tokens),
-        prefix_length=context.prefix_length,
-        measurement=MEASUREMENT,
-        parts=[part.name for part in fields(LayerSensitivity)],
-        batch_size=context.config.batch_size,
-        trial_cuts=with_trial_cuts,
-        value_dims=with_value_dims,
-    )
-    return f"sensitivity-{key[:32]}.safetensors"
+def _skip_sensitivity(context: AllocationContext, share: float, begin: float, end: float) -> None:
+    """Report that an interrupted run had measured the part between two fractions."""
+    if begin == 0.0:
+        _report_sensitivity(context, share, begin)  # the stage begins before its part is skipped
+    context.on_resumed(share * begin, share * end)
 
 
 def _layers(

@@ -88,21 +88,35 @@ class DensePass:
         Args:
             hidden: before the layer, (batch, sequence, hidden_size), on the layer's device.
         """
+        return self._advanced(hidden, records=True)
+
+    def replay(self, hidden: Tensor) -> Tensor:
+        """Return the hidden states after the layer with the bits of `advance`; add nothing.
+
+        Args:
+            hidden: before the layer, (batch, sequence, hidden_size), on the layer's device.
+        """
+        return self._advanced(hidden, records=False)
+
+    def _advanced(self, hidden: Tensor, *, records: bool) -> Tensor:
         weights, settings = self.weights, self._settings
-        inner = self._attend(decoder_layer.attention_inputs(hidden, weights, settings))
+        normed = decoder_layer.attention_inputs(hidden, weights, settings)
+        inner = self._attend(normed, records=records)
         observation = self._attention_space.observe(inner, inner)
         between = hidden + observation.added
-        self._heads.add(scaled(observation.inner, prefix_scale(between, self._prefix_length)))
+        if records:
+            self._heads.add(scaled(observation.inner, prefix_scale(between, self._prefix_length)))
         inner = decoder_layer.mlp_inner(
             hidden if settings.parallel_block else between, weights, settings
         )
         observation = self._mlp_space.observe(inner, inner)
         after = between + observation.added
-        self._neurons.add(scaled(observation.inner, prefix_scale(after, self._prefix_length)))
+        if records:
+            self._neurons.add(scaled(observation.inner, prefix_scale(after, self._prefix_length)))
         return after
 
-    def _attend(self, normed: Tensor) -> Tensor:
-        """Return the attention's inner activations `o`."""
+    def _attend(self, normed: Tensor, *, records: bool) -> Tensor:  # noqa: ARG002
+        """Return the attention's inner activations `o`; subclasses may record what they need."""
         return decoder_layer.attention_inner(normed, self.weights, self._settings, self._rotary)
 
     def join(self, to: int | None = None) -> None:

@@ -13,11 +13,14 @@ Only second moments of the gradients are kept:
 
 from __future__ import annotations
 
+import logging
+import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -25,14 +28,21 @@ from intraslice_core import decoder_layer
 from intraslice_core.checkpoints.dense_model import DenseLayers
 from intraslice_core.decoder_layer import LayerSettings, LayerWeights, Rotary
 from intraslice_core.errors import NumericalError
+from intraslice_core.files import atomic_file
 from intraslice_core.linalg import WORKING_DTYPE
 from intraslice_core.plan import Module
 from intraslice_core.statistics import prefix_scale, scaled, second_moment_sum
 from intraslice_core.transfers import zipped_batches
 
+_log = logging.getLogger(__name__)
+
 GROUP_SEQUENCES = 8
 """Number of sequences whose gradients are summed before squaring, as in arXiv 2602.01975."""
 
+GRADIENTS_NAME = "gradients-"
+"""Begin of the names of the files of `GradientFiles`, after their prefix."""
+_KEY, _PARTS = "key", "parts"
+"""Facts of a file that resumes."""
 _TOKENS_AT_ONCE = 1024
 """Tokens in a layer's graph at once, at least one sequence.
 
@@ -84,14 +94,35 @@ class LayerGradients:
 
 @dataclass(frozen=True, kw_only=True)
 class GradientFiles:
-    """Gradients of all layers, one file per layer: in memory they would exceed the model's size."""
+    """Gradients of all layers, one file per layer: in memory they would exceed the model's size.
+
+    With a key an interrupted pass resumes: each file is replaced atomically and records how many
+    parts of the pass it holds. A pass adds its parts in order, from the last layer to the first, so
+    that after an interruption the last layers hold one part more than the others.
+    """
 
     directory: Path
+    prefix: str = ""
+    """Begin of the files' names."""
+    key: str = ""
+    """Digest of everything that the gradients depend on; without it nothing resumes."""
 
-    def add(self, layer: int, gradients: LayerGradients, *, continues_group: bool = False) -> None:
-        """Add gradients of further tokens to the layer's file; see `LayerGradients.joined`."""
-        file, joined = self._file(layer), gradients
-        if file.exists():
+    def add(
+        self, layer: int, gradients: LayerGradients, *, part: int = 0, continues_group: bool = False
+    ) -> None:
+        """Add gradients of further tokens to the layer's file; see `LayerGradients.joined`.
+
+        Args:
+            layer: number of the layer.
+            gradients: of a part of the pass.
+            part: number of the part, from 0; with a key, parts that the file holds are left out.
+            continues_group: see `LayerGradients.joined`.
+        """
+        file, joined, parts = self._file(layer), gradients, self.parts(layer)
+        if self.key and parts > part:
+            return
+        is_begun = parts > 0 if self.key else file.exists()
+        if is_begun:
             joined = self.read(layer).joined(gradients, continues_group=continues_group)
         tensors = {
             "attention": joined.attention,
@@ -101,8 +132,28 @@ class GradientFiles:
             "head_moments": joined.head_moments,
             "tokens": torch.tensor(joined.tokens),
         }
-        file.parent.mkdir(parents=True, exist_ok=True)
-        save_file(tensors, file)
+        self.directory.mkdir(parents=True, exist_ok=True)
+        if not self.key:
+            save_file(tensors, file)
+            return
+        with atomic_file(file) as partial:
+            save_file(tensors, partial, {_KEY: self.key, _PARTS: str(part + 1)})
+            with partial.open("rb") as written:
+                os.fsync(written.fileno())
+
+    def parts(self, layer: int) -> int:
+        """Return the parts of the pass in a layer's file; 0 without a key or a usable file."""
+        if not self.key:
+            return 0
+        try:
+            with safe_open(self._file(layer), framework="pt") as opened:
+                facts: dict[str, str] = opened.metadata() or {}
+        except FileNotFoundError:
+            return 0
+        except SafetensorError as error:
+            _log.warning("%s is damaged and is not used: %s", self._file(layer), error)
+            return 0
+        return int(facts[_PARTS]) if facts.get(_KEY) == self.key else 0
 
     def read(self, layer: int) -> LayerGradients:
         """Return one layer's gradients, on the CPU.
@@ -110,12 +161,18 @@ class GradientFiles:
         Raises:
             FileNotFoundError: if the layer has no file.
         """
-        tensors = load_file(self._file(layer))
+        # Copied: mapped tensors lie at addresses that depend on the header, and products of
+        # operands with another alignment may round differently.
+        tensors = {name: part.clone() for name, part in load_file(self._file(layer)).items()}
         tokens = int(tensors.pop("tokens"))
         return LayerGradients(**tensors, tokens=tokens)
 
+    def files(self) -> list[Path]:
+        """Return the files of all layers, with any key."""
+        return sorted(self.directory.glob(f"{self.prefix}{GRADIENTS_NAME}*"))
+
     def _file(self, layer: int) -> Path:
-        return self.directory / f"gradients-{layer:05d}.safetensors"
+        return self.directory / f"{self.prefix}{GRADIENTS_NAME}{layer:05d}.safetensors"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,7 +189,7 @@ class _BatchGradients:
     """At the input of `Wd`."""
 
 
-def loss_gradients(
+def loss_gradients(  # noqa: PLR0913 (one pass, and where it resumes)
     layers: DenseLayers,
     tokens: Tensor,
     *,
@@ -141,6 +198,8 @@ def loss_gradients(
     before_batch: Callable[[float], None],
     prefix_length: int = 0,
     target_seed: int | None = None,
+    first_layer: int = 0,
+    on_resumed: Callable[[float], None] | None = None,
 ) -> None:
     """Compute gradients of the summed next-token loss, forward and backward over the tokens.
 
@@ -158,7 +217,11 @@ def loss_gradients(
             are propagated and part of the mask gradients, but not of `G`.
         target_seed: seed of targets that are sampled from the model's own predictions, one at each
             position: `G` is then an estimate of the true Fisher matrix. None takes the next tokens
-            of the text, as the engine does, which gives the empirical one.
+            of the text, as the engine does, which gives the empirical one. A pass with it does
+            not resume.
+        first_layer: first layer whose gradients are needed.
+        on_resumed: called with the finished fraction of an interrupted pass, if this one resumes
+            it from `files`.
 
     Raises:
         NumericalError: if an activation or a gradient is not finite, naming the layer.
@@ -167,14 +230,20 @@ def loss_gradients(
     # Tensors created in inference mode cannot be part of a graph, so everything is read again here.
     with torch.inference_mode(False), torch.no_grad():
         parts = _parts(layers, tokens.clone())
+        own = range(first_layer, layers.num_layers)
+        finished = min(map(files.parts, own), default=len(parts))
+        if finished and on_resumed is not None:
+            on_resumed(finished / len(parts))
         for number, (part, continues_group) in enumerate(parts):
+            if number < finished:
+                continue
 
             def on_progress(done: float, number: int = number) -> None:
                 before_batch((number + done) / len(parts))
 
             at_once = max(min(batch_size, len(part), _TOKENS_AT_ONCE // part.shape[1]), 1)
             _PartPass(layers, part, prefix_length, at_once, on_progress, sampler).run(
-                files, continues_group=continues_group
+                files, own, part=number, continues_group=continues_group
             )
 
 
@@ -215,15 +284,15 @@ class _PartPass:
         ]
         self._on_progress = on_progress
 
-    def run(self, files: GradientFiles, *, continues_group: bool) -> None:
-        """Add the part's gradients to every layer's file."""
+    def run(self, files: GradientFiles, layers: range, *, part: int, continues_group: bool) -> None:
+        """Add the part's gradients to the files of the last layers, `layers`."""
         states = list(self._forward())
         gradient = self._output_gradient(states.pop())
-        for layer in reversed(range(self._layers.num_layers)):
+        for layer in reversed(layers):
             self._on_progress(1.0 - 0.7 * (layer + 1) / self._layers.num_layers)
             gradients = self._backward(layer, states.pop(), gradient)
             if gradients is not None:
-                files.add(layer, gradients, continues_group=continues_group)
+                files.add(layer, gradients, part=part, continues_group=continues_group)
 
     def _forward(self) -> Iterator[Tensor]:
         """Yield the hidden states before every layer and after the last."""

@@ -11,11 +11,15 @@ they underestimate the loss several times, in the middle layers they overestimat
 modules of some layers are cut on trial and the loss of the cut model is measured on sequences of
 the check set, which are used for nothing else here. Each module's curve is scaled by measured over
 predicted loss, interpolated over depth. All trials pass the following layers in the same pass.
+
+Every layer is saved once it is measured, with the hidden states of the trials that begin there. In
+a resumed measurement the hidden states pass the finished layers by the same arithmetic without any
+statistics, or are restored as they were saved meanwhile.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -26,21 +30,27 @@ from intraslice_core import decoder_layer, linalg
 from intraslice_core.checkpoints.dense_model import DenseLayers
 from intraslice_core.decoder_layer import LayerWeights
 from intraslice_core.device import return_free_memory
-from intraslice_core.errors import NumericalError
-from intraslice_core.plan import LayerPlan, Module
+from intraslice_core.errors import CompressionCancelledError, NumericalError
 from intraslice_core.rotary_statistics import HeadEnergyAccumulator
 from intraslice_core.selection import neurons, value_basis
 from intraslice_core.selection.heads import HeadChoice, eliminate_heads, head_energies
-from intraslice_core.selection.rotary_pairs import eliminate_pairs
 from intraslice_core.selection.score_basis import ScoreDirections, score_directions
 from intraslice_core.selection.value_dims import ValueDimChoice, eliminate_value_dims
 from intraslice_core.sensitivity.cut_layers import CuttableLayer
 from intraslice_core.sensitivity.dense_pass import DensePass, sequences_at_once
 from intraslice_core.sensitivity.gradients import GradientFiles
 from intraslice_core.sensitivity.layer_sensitivity import LayerSensitivity
+from intraslice_core.sensitivity.layer_trials import layer_trials, trial_layers
+from intraslice_core.sensitivity.measured_layers import MeasuredLayers, MeasurementStore
 from intraslice_core.sensitivity.pair_effects import PairEffectAccumulator, PairInputs
+from intraslice_core.sensitivity.predicted_losses import (
+    losses_by_size,
+    pair_losses,
+    removal_loss,
+    score_losses,
+)
 from intraslice_core.sensitivity.trial_cuts import TrialCut, TrialCuts, trial_cut_tokens
-from intraslice_core.transfers import device_batches
+from intraslice_core.transfers import Batch, device_batches
 
 NEURON_DAMPING = 1e-4
 """Relative damping of the Gram matrices in the elimination of neurons and heads."""
@@ -59,12 +69,6 @@ METRIC_DAMPING = 1e-3
 """Relative damping of the Fisher matrices, which are estimated from a few sequences."""
 TRIAL_DAMPING = 1e-3
 """Relative damping of the refit in trial cuts."""
-TRIAL_CUTS = (0.25, 0.5)
-"""Fractions of a module's dimensions that trial cuts remove."""
-TRIAL_LAYER_DISTANCE = 5
-"""Distance between layers with trial cuts, at least."""
-MAX_TRIAL_LAYERS = 7
-"""Number of layers with trial cuts, at most: each trial passes all layers after its cut."""
 PAIR_SEQUENCES = 8
 """Number of sequences used to measure the effect of rotary pairs."""
 PAIR_QUERIES = 64
@@ -85,13 +89,6 @@ class ModelSensitivity:
         return sum(part.nbytes for layer in self.layers for part in layer.tensors().values())
 
 
-def trial_layers(layers: int) -> tuple[int, ...]:
-    """Return the layers with trial cuts, evenly spaced, the first and the last among them."""
-    last = layers - 1
-    gaps = min(-(-last // TRIAL_LAYER_DISTANCE), MAX_TRIAL_LAYERS - 1)
-    return tuple(-(-last * spot // gaps) for spot in range(gaps + 1)) if gaps else (0,)
-
-
 def measure_layers(  # noqa: PLR0913 (everything that one pass measures)
     layers: DenseLayers,
     tokens: Tensor,
@@ -102,6 +99,8 @@ def measure_layers(  # noqa: PLR0913 (everything that one pass measures)
     before_batch: Callable[[float], None],
     prefix_length: int = 0,
     with_value_dims: bool = False,
+    saved: MeasurementStore | None = None,
+    on_resumed: Callable[[float], None] | None = None,
 ) -> ModelSensitivity:
     """Measure the sensitivity of all layers in one pass over the dense model.
 
@@ -116,28 +115,34 @@ def measure_layers(  # noqa: PLR0913 (everything that one pass measures)
         prefix_length: positions of the prefix at the beginning of every sequence. Moments contain
             them scaled (`statistics.prefix_scale`), losses and energies do not.
         with_value_dims: also measure the removal order of value dimensions as they are.
+        saved: layers that an interrupted run has finished and place for those of this one, on the
+            main rank; None elsewhere, and where nothing is saved.
+        on_resumed: called with the finished fraction of an interrupted run, if there is one.
 
     Raises:
         NumericalError: if an activation is not finite or a factorisation fails, naming the layer.
     """
+    hidden = layers.memory.copy(layers.embed(tokens[layers.ranks.share(len(tokens))]).cpu())
+    trials = None
+    if check is not None:
+        cut_tokens = trial_cut_tokens(check)
+        trials = TrialCuts(layers, cut_tokens, batch_size=batch_size, prefix_length=prefix_length)
     passes = _Passes(
         layers=layers,
-        hidden=layers.memory.copy(layers.embed(tokens[layers.ranks.share(len(tokens))]).cpu()),
+        hidden=hidden,
         gradients=gradients,
         batch_size=batch_size,
         before_batch=before_batch,
         prefix_length=prefix_length,
         with_value_dims=with_value_dims,
+        trials=trials,
+        measured=MeasuredLayers(layers, hidden, trials, saved),
     )
-    trials = None
-    if check is not None:
-        cut_tokens = trial_cut_tokens(check)
-        trials = TrialCuts(layers, cut_tokens, batch_size=batch_size, prefix_length=prefix_length)
-    sensitivities: list[LayerSensitivity] = []
+    sensitivities = passes.resumed(on_resumed)
     count = layers.ranks.count
-    for first in range(0, layers.num_layers, count):
+    for first in range(len(sensitivities), layers.num_layers, count):
         group = range(first, min(first + count, layers.num_layers))
-        sensitivities += passes.group(group, trials)
+        sensitivities += passes.group(group)
         return_free_memory()
     measured = () if trials is None else trials.measured()
     return ModelSensitivity(layers=tuple(sensitivities), trials=measured)
@@ -168,13 +173,40 @@ class _Passes:
     before_batch: Callable[[float], None]
     prefix_length: int
     with_value_dims: bool
+    trials: TrialCuts | None
+    measured: MeasuredLayers
 
-    def group(self, group: Sequence[int], trials: TrialCuts | None) -> list[LayerSensitivity]:
+    def resumed(self, on_resumed: Callable[[float], None] | None) -> list[LayerSensitivity]:
+        """Return the layers that an interrupted run has finished, past which all states move.
+
+        Args:
+            on_resumed: called with their fraction of all layers, if there are any.
+        """
+        finished = self.measured.finished()
+        if finished and on_resumed is not None:
+            on_resumed(finished / self.layers.num_layers)
+        passed = self.measured.restore_hidden_states(finished)
+        sensitivities = []
+        for layer in range(finished):
+            measured = self.measured.layer(layer)
+            sensitivities.append(measured.sensitivity.to(torch.device("cpu")))
+            if layer < passed:
+                continue
+            layer_pass = self._layer_pass(layer)
+            for batch in self._batches(layer, done=finished):
+                batch.replace(layer_pass.replay(batch.values))
+            if self.trials is not None:
+                self.trials.pass_layer(layer, (), layer_pass.weights)
+            self.measured.resume_trials(layer, measured.started)
+            return_free_memory()
+        return sensitivities
+
+    def group(self, group: range) -> list[LayerSensitivity]:
         """Return the sensitivity of successive layers, at most one for each rank, on the CPU.
 
         All ranks pass all of these layers; then each factorises the moments of its own one.
         """
-        ranks = self.layers.ranks
+        ranks, trials = self.layers.ranks, self.trials
         own: _LayerPass | None = None
         for layer in group:
             with _located(layer):
@@ -195,18 +227,46 @@ class _Passes:
                     else:
                         cuts = own.trials(sensitivity) if own.has_trials else ()
                         trials.pass_layer(layer, cuts, own.weights)
+            self.measured.save(layer, sensitivities[-1])
+        self.measured.save_hidden_states(group.stop)
         return sensitivities
 
     def _passed(self, layer: int) -> _LayerPass:
         """Return the statistics of all ranks' sequences in a layer, on the rank that owns it."""
-        layers, hidden = self.layers, self.hidden
-        layer_pass = _LayerPass(layers, layer, hidden.shape[1], self.prefix_length)
-        at_once = sequences_at_once(self.batch_size, hidden.shape[1], layers.device)
-        for batch in device_batches(hidden, at_once, layers.device):
-            self.before_batch((layer + batch.rows.start / len(hidden)) / layers.num_layers)
+        layer_pass = self._layer_pass(layer)
+        for batch in self._batches(layer):
             batch.replace(layer_pass.advance(batch.values))
-        layer_pass.join(layers.ranks.owner(layer))
+        layer_pass.join(self.layers.ranks.owner(layer))
         return layer_pass
+
+    def _layer_pass(self, layer: int) -> _LayerPass:
+        return _LayerPass(self.layers, layer, self.hidden.shape[1], self.prefix_length)
+
+    def _batches(self, layer: int, done: int | None = None) -> Iterator[Batch]:
+        """Yield the batches of a layer, and report the finished layers before each of them.
+
+        A run that is stopped before a layer's first batch saves the hidden states, which have
+        passed all earlier layers then and no further one in part.
+
+        Args:
+            layer: number of the layer.
+            done: finished layers; None if they are those before this one and a part of it.
+
+        Raises:
+            CompressionCancelledError: if the run is to stop.
+        """
+        hidden, device = self.hidden, self.layers.device
+        at_once = sequences_at_once(self.batch_size, hidden.shape[1], device)
+        for batch in device_batches(hidden, at_once, device):
+            begin = batch.rows.start
+            finished = layer + begin / len(hidden) if done is None else done
+            try:
+                self.before_batch(finished / self.layers.num_layers)
+            except CompressionCancelledError:
+                if begin == 0:
+                    self.measured.save_hidden_states(layer, at_once=True)
+                raise
+            yield batch
 
     def _measured(self, layer_pass: _LayerPass) -> LayerSensitivity:
         """Return the sensitivity of a layer that this rank owns, on its device."""
@@ -257,14 +317,16 @@ class _LayerPass(DensePass):
         inputs = self._ranks.gathered(lambda: self._pair_inputs)
         self._pair_inputs = [sequence for own in inputs for sequence in own]
 
-    def _attend(self, normed: Tensor) -> Tensor:
+    def _attend(self, normed: Tensor, *, records: bool) -> Tensor:
         """Return the attention's `o`; record energies, and inputs of the pairs' effects."""
         weights, settings = self.weights, self._settings
         projected = decoder_layer.queries_and_keys(normed, weights)
-        self._energies.add(*projected)
         query, key = decoder_layer.normed_and_rotated(*projected, weights, settings, self._rotary)
         value = decoder_layer.values(normed, weights)
         inner = decoder_layer.attend(query, key, value, settings)
+        if not records:
+            return inner
+        self._energies.add(*projected)
         for row in range(min(len(inner), self._pair_sequences - len(self._pair_inputs))):
             scale = self._attention_space.contribution_scale(inner[row])
             inputs = PairInputs(query=query[row], key=key[row], value=value[row], scale=scale)
@@ -295,11 +357,11 @@ class _LayerPass(DensePass):
         order, cost = self._eliminate_neurons(neuron_rows)
         heads, shares = self._eliminate_heads(head_rows)
         head_losses = 0.5 * heads.cost
-        head_losses[0] = head_losses[:, 0] = _removal_loss(moments.attention, head_rows)
-        widths = _losses(cost)
+        head_losses[0] = head_losses[:, 0] = removal_loss(moments.attention, head_rows)
+        widths = losses_by_size(cost)
         # Because of a bias, removing the whole MLP may cost less than removing all neurons but
         # one, but curves never fall towards smaller sizes.
-        widths[0] = max(float(widths[1]), _removal_loss(moments.mlp, neuron_rows))
+        widths[0] = max(float(widths[1]), removal_loss(moments.mlp, neuron_rows))
         dims = self._eliminate_value_dims(head_rows) if with_value_dims else None
         return LayerSensitivity(
             pair_moment=moment,
@@ -308,8 +370,8 @@ class _LayerPass(DensePass):
             value_directions=directions,
             value_spectrum=spectrum,
             neuron_order=order,
-            pair_losses=pair_losses(moment) if scores is None else _score_losses(scores),
-            value_losses=_losses(spectrum.sum(0).flip(-1)),
+            pair_losses=pair_losses(moment) if scores is None else score_losses(scores),
+            value_losses=losses_by_size(spectrum.sum(0).flip(-1)),
             width_losses=widths,
             group_order=heads.group_order,
             query_order=heads.query_order,
@@ -403,10 +465,8 @@ class _LayerPass(DensePass):
         moment = linalg.shrunken(moment, CHOICE_SHRINKAGE)
         return value_basis.weighted_directions(moment, rows[:width])
 
-    # -- trial cuts ------------------------------------------------------------------------
-
     def trials(self, sensitivity: LayerSensitivity) -> tuple[tuple[TrialCut, LayerWeights], ...]:
-        """Return the layer with one module cut by each of `TRIAL_CUTS`, and the predictions."""
+        """Return the trial cuts of the layer by its sensitivity, which is on its device."""
         layer = CuttableLayer(
             weights=self.weights,
             settings=self._settings,
@@ -414,41 +474,7 @@ class _LayerPass(DensePass):
             moments=self.moments,
             damping=TRIAL_DAMPING,
         )
-        trials = []
-        for fraction in TRIAL_CUTS:
-            plan = self._plan(fraction)
-            attention = float(
-                sensitivity.pair_losses[plan.qk_pairs] + sensitivity.value_losses[plan.v_head_dim]
-            )
-            mlp = float(sensitivity.width_losses[plan.intermediate_size])
-            trials += [
-                (
-                    self._trial("attention", fraction, attention),
-                    layer.cut_attention(self.weights, plan),
-                ),
-                (self._trial("mlp", fraction, mlp), layer.cut_mlp(self.weights, plan)),
-            ]
-        return tuple(trials)
-
-    def _plan(self, fraction: float) -> LayerPlan:
-        """Return the plan that removes a fraction of all dimensions but the heads."""
-        settings = self._settings
-
-        def remaining(size: float) -> int:
-            return max(round((1 - fraction) * size), 1)
-
-        return LayerPlan(
-            num_attention_heads=settings.num_attention_heads,
-            num_key_value_heads=settings.num_key_value_heads,
-            qk_pairs=remaining(settings.head_dim / 2),
-            v_head_dim=remaining(settings.head_dim),
-            intermediate_size=remaining(self.weights.up.weight.shape[0]),
-        )
-
-    @staticmethod
-    def _trial(module: Module, fraction: float, predicted: float) -> TrialCut:
-        """Return a trial not yet measured; `TrialCuts` fills in layer and loss."""
-        return TrialCut(layer=0, module=module, cut=fraction, predicted=predicted, measured=0.0)
+        return layer_trials(layer)
 
 
 def fisher_factor(metric: Tensor) -> Tensor:
@@ -458,37 +484,6 @@ def fisher_factor(metric: Tensor) -> Tensor:
         NumericalError: if the matrix is not finite or the damping ladder ends.
     """
     return linalg.damped_cholesky(metric, METRIC_DAMPING).cholesky
-
-
-def _removal_loss(moment: Tensor, rows: Tensor) -> float:
-    """Return the predicted loss of removing a whole module, its bias included.
-
-    Args:
-        moment: of the inner activations, (width, width).
-        rows: output projection in units of loss, (width, hidden_size).
-    """
-    return 0.5 * float((rows * linalg.product(moment, rows)).sum())
-
-
-def _losses(cost: Tensor) -> Tensor:
-    """Return losses by the number kept, (n + 1,), from removal costs in order, (n,)."""
-    removed = torch.cat((cost.new_zeros(1), cost.cumsum(0)))
-    return 0.5 * removed.flip(0)
-
-
-def pair_losses(moment: Tensor) -> Tensor:
-    """Return losses by the number of pairs kept; each KV head loses its own cheapest pairs.
-
-    The last pair costs its own energy, since nothing can compensate for it.
-    """
-    cost = eliminate_pairs(moment, 1).removal_cost.sum(0)
-    last = moment.diagonal(dim1=-2, dim2=-1).sum()
-    return _losses(torch.cat((cost, last.unsqueeze(0).to(cost))))
-
-
-def _score_losses(directions: ScoreDirections) -> Tensor:
-    """Return losses by the number of pairs of directions kept in every KV head, (pairs + 1,)."""
-    return _losses(directions.spectrum.sum(0).flip(-1))[::2]
 
 
 def _query_positions(first: int, length: int, device: torch.device) -> Tensor:

@@ -16,7 +16,7 @@ from intraslice_core.sensitivity.layer_sensitivity import (
     LayerSensitivity,
     OrderedPairsSensitivity,
 )
-from intraslice_core.sensitivity.measurement import pair_losses
+from intraslice_core.sensitivity.predicted_losses import pair_losses
 
 
 @dataclass(frozen=True, kw_only=True)

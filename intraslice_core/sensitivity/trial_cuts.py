@@ -55,6 +55,15 @@ class TrialCut:
     """Geometric mean over sequences of their mean divergence."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class StartedTrial:
+    """Trial cut that has passed the layer that it cuts."""
+
+    cut: TrialCut
+    hidden: Tensor
+    """Hidden states after that layer, (sequences, length, hidden_size)."""
+
+
 class TrialCuts:
     """Hidden states of models that are dense except for one cut module, advanced layer by layer.
 
@@ -95,6 +104,38 @@ class TrialCuts:
             self._advance(layer, hidden, dense)
         self._states += started
         self._trials += [replace(trial, layer=layer) for trial, _ in cuts]
+
+    def started(self, layer: int) -> tuple[StartedTrial, ...]:
+        """Return this rank's trials of the layer that was passed last."""
+        return tuple(
+            StartedTrial(cut=cut, hidden=hidden)
+            for cut, hidden in zip(self._trials, self._states[1:], strict=True)
+            if cut.layer == layer
+        )
+
+    def resume(self, started: Sequence[StartedTrial]) -> None:
+        """Add this rank's trials of the layer that was passed last, of an interrupted run."""
+        self._states += [self._layers.memory.copy(trial.hidden) for trial in started]
+        self._trials += [trial.cut for trial in started]
+
+    @property
+    def states(self) -> tuple[Tensor, ...]:
+        """Return the hidden states of the dense model, then of every trial."""
+        return tuple(self._states)
+
+    def restore(self, states: Sequence[Tensor], cuts: Sequence[TrialCut]) -> bool:
+        """Replace everything by the states of an interrupted run; return False if they do not fit.
+
+        Args:
+            states: of the dense model, then of every trial, past the same layers.
+            cuts: the trials.
+        """
+        layout = self._states[0].shape, self._states[0].dtype
+        if len(states) != 1 + len(cuts) or any((s.shape, s.dtype) != layout for s in states):
+            return False
+        self._states = [self._layers.memory.copy(hidden) for hidden in states]
+        self._trials = list(cuts)
+        return True
 
     def measured(self) -> tuple[TrialCut, ...]:
         """Return all trials with their measured losses, after the last layer was passed."""

@@ -20,11 +20,12 @@ from intraslice_core.config import CalibrationConfig, CompressionConfig
 from intraslice_core.errors import CompressionCancelledError, NumericalError
 from intraslice_core.layer_compressor import LayerCompressor
 from intraslice_core.methods import METHODS
-from intraslice_core.progress import ignore_progress, never_cancelled
+from intraslice_core.progress import ProgressEvent, Stage, ignore_progress, never_cancelled
 from intraslice_core.reports.schema import CompressionReport
 from intraslice_core.residual_layer import ResidualSlicer
 from intraslice_core.resume_state import ResumeState
 from intraslice_core.run import OpenedModel, Run
+from intraslice_core.sensitivity.measurement import _LayerPass
 from tests.intraslice_core.tiny_models import VARIANTS, tiny_checkpoint, tiny_llama
 
 LAYERS = 3
@@ -304,9 +305,11 @@ def test_each_file_is_reported_once_it_is_complete(dense: Path, tmp_path: Path) 
         ResumeState(directory=place, hidden_states_every_seconds=ALWAYS, on_saved=on_saved),
     )
     layers = [f"layer-{layer:05d}.safetensors" for layer in range(LAYERS)]
-    sensitivity = reported[1]
+    measured, sensitivity = reported[1 : 1 + LAYERS], reported[1 + LAYERS]
+    assert all(name.startswith("measured-") for name in measured)
+    assert measured == sorted(set(measured))
     assert sensitivity.startswith("sensitivity-")
-    assert reported == ["tokens.safetensors", sensitivity, *layers]
+    assert reported == ["tokens.safetensors", *measured, sensitivity, *layers]
     hidden = "hidden-states.safetensors"
     assert saved(place) == [hidden, *layers, sensitivity, "tokens.safetensors"]
 
@@ -390,6 +393,49 @@ def test_a_stopped_training_of_masks_saves_the_step_that_it_had_reached(
         pipeline._compress_checkpoint(opened, tmp_path / "out", settings, run)
     (file,) = (tmp_path / "state").glob("training-*")
     assert file.name.startswith("training-00000003-")
+
+
+def test_a_run_that_is_stopped_while_it_measures_resumes_with_the_next_layer(
+    dense: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured: list[int] = []
+    measure = _LayerPass.sensitivity
+
+    def counted(self: _LayerPass, *arguments: Any) -> Any:
+        measured.append(self.layer)
+        return measure(self, *arguments)
+
+    settings, place = config(allocation="lagrangian"), tmp_path / "state"
+    whole = compress(dense, tmp_path / "whole", settings, None)
+    monkeypatch.setattr(_LayerPass, "sensitivity", counted)
+    state = ResumeState(directory=place, hidden_states_every_seconds=NEVER)
+    with pytest.raises(CompressionCancelledError):
+        compress(
+            dense,
+            tmp_path / "out",
+            settings,
+            state,
+            lambda: bool([*place.glob("measured-*-00001.safetensors")]),
+        )
+    assert "hidden-states.safetensors" in saved(place)
+    assert [name for name in saved(place) if name.startswith("local-gradients-")]
+    events: list[ProgressEvent] = []
+    run = Run(
+        on_progress=events.append,
+        should_cancel=never_cancelled,
+        resume_state=ResumeState(directory=place, hidden_states_every_seconds=NEVER),
+    )
+    opened = OpenedModel(reference=str(dense), directory=dense)
+    report = pipeline._compress_checkpoint(opened, tmp_path / "out", settings, run)
+    assert measured == [0, 1, 2]
+    assert (report.plan, report.allocation) == (whole.plan, whole.allocation)
+    assert files_of(tmp_path / "out") == files_of(tmp_path / "whole")
+    left = [name for name in saved(place) if name.startswith(("measured-", "local-", "hidden-"))]
+    assert left == []
+    allocate = [event for event in events if event.stage is Stage.ALLOCATE]
+    resumed = next(event for event in allocate if event.layer is not None)
+    assert resumed.layer == 2
+    assert resumed.fraction > run.shares[Stage.ALLOCATE][0]
 
 
 def test_plans_are_compared_once(

@@ -14,8 +14,15 @@ from app.domain.job import Job
 from app.services import claims
 from app.services.resources import Resources
 from intraslice_core import resume_state
+from intraslice_core.allocation import cached_sensitivity
 from tests.app.builders import running
-from workers.layer_mirror import LOCAL_PREFIX, TRAINING_PREFIX, LayerMirror
+from workers.layer_mirror import (
+    LOCAL_PREFIX,
+    MEASURED_PREFIX,
+    SENSITIVITY_PREFIX,
+    TRAINING_PREFIX,
+    LayerMirror,
+)
 from workers.runner import layers_directory, remove_stale_work
 
 pytestmark = [pytest.mark.postgres, pytest.mark.broker]
@@ -101,9 +108,31 @@ def test_an_older_local_state_does_not_replace_the_stored_one(resources: Resourc
     assert objects(resources, job) == {newer}
 
 
-def test_the_names_of_training_states_and_local_files_are_the_engines() -> None:
+def test_the_whole_sensitivity_replaces_its_layers_of_which_some_are_gone(
+    resources: Resources,
+) -> None:
+    job = running(resources)
+    mirror = mirror_of(resources, job)
+    mirror.start()
+    layers = [f"{MEASURED_PREFIX}abcd-0000{layer}.safetensors" for layer in range(3)]
+    finish(mirror, *layers[:2])  # the engine removes the third before its turn comes
+    for name in layers:
+        mirror.add(name)
+    mirror.flush()
+    assert objects(resources, job) == {*layers[:2]}
+    whole = f"{SENSITIVITY_PREFIX}abcd.safetensors"
+    again = mirror_of(resources, job)
+    finish(again, whole, f"{LOCAL_PREFIX}gradients-00000.safetensors")
+    again.start()
+    again.flush()
+    assert objects(resources, job) == {whole}
+
+
+def test_the_names_of_files_are_the_engines() -> None:
     assert resume_state.LOCAL_PREFIX == LOCAL_PREFIX
-    assert TRAINING_PREFIX == resume_state.TRAINING_PREFIX
+    assert resume_state.TRAINING_PREFIX == TRAINING_PREFIX
+    assert resume_state.MEASURED_PREFIX == MEASURED_PREFIX
+    assert cached_sensitivity.SENSITIVITY_PREFIX == SENSITIVITY_PREFIX
 
 
 def test_an_unavailable_store_is_retried_in_the_background(

@@ -34,7 +34,13 @@ from intraslice_core.evaluation import perplexity, scoring
 from intraslice_core.methods import METHODS
 from intraslice_core.pipeline import compress_model
 from intraslice_core.progress import ProgressEvent, Stage
-from intraslice_core.sensitivity import gradients, measurement, pair_effects, trial_cuts
+from intraslice_core.sensitivity import (
+    gradients,
+    layer_trials,
+    measurement,
+    pair_effects,
+    trial_cuts,
+)
 from intraslice_core.sensitivity.trial_cuts import trial_cut_tokens
 from tests.intraslice_core.tiny_models import tiny_llama
 
@@ -47,7 +53,7 @@ def config(samples: int = 32, length: int = 64, **changes: object) -> Compressio
 def test_constants_equal_the_engines() -> None:
     assert work.GROUP_SEQUENCES == gradients.GROUP_SEQUENCES
     assert len(CANDIDATES) + 1 == work.TRIAL_PLANS
-    assert 2 * len(measurement.TRIAL_CUTS) == work.TRIALS_PER_LAYER
+    assert 2 * len(layer_trials.TRIAL_CUTS) == work.TRIALS_PER_LAYER
     assert work.TRIAL_CUT_POSITIONS == trial_cuts.TRIAL_CUT_POSITIONS
     assert (work.PAIR_SEQUENCES, work.PAIR_QUERIES, work.PAIR_BLOCKS) == (
         measurement.PAIR_SEQUENCES,
@@ -110,7 +116,7 @@ def test_parts_that_a_method_skips_have_no_sequences() -> None:
 @pytest.mark.parametrize("layers", [1, 2, 3, 7, 30, 31, 80])
 def test_layers_with_trials_equal_the_engines(layers: int) -> None:
     chosen = trial_layers(layers)
-    assert chosen == measurement.trial_layers(layers)
+    assert chosen == layer_trials.trial_layers(layers)
     assert {chosen[0], chosen[-1]} == {0, layers - 1}
     assert len(chosen) == min(-(-(layers - 1) // 5) + 1, 7)
 

@@ -1,7 +1,7 @@
 """Compressions of a tiny model by several methods: `compressions.py DENSE FOLDER`.
 
 Two ranks write checkpoints by all methods, and three those of some, to `FOLDER/2` and `FOLDER/3`.
-At last the first one of two cancels a compression.
+At last the first one of two cancels a compression while it measures, and two resume it.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from intraslice_core.errors import IntraSliceError
 from intraslice_core.hidden_states import HiddenStates
 from intraslice_core.launcher import current_launch
 from intraslice_core.pipeline import compress_model
-from intraslice_core.progress import ProgressEvent
 from intraslice_core.ranks import ConnectedRanks
+from intraslice_core.resume_state import ResumeState
 from tests.intraslice_core.parallel.forked import run_in_ranks
 
 SAMPLES = 13
@@ -96,21 +96,39 @@ def compress_all(dense: Path, folder: Path, names: list[str]) -> None:
 
 
 def cancel(dense: Path, folder: Path) -> None:
-    """Write the code of the error with which each rank ends when the first one is cancelled."""
-    events: list[ProgressEvent] = []
+    """Write the code of the error with which each rank ends when the first one is cancelled.
+
+    It is cancelled once each rank has measured a layer.
+    """
     launch = current_launch()
     assert launch is not None
+    state, rank = folder / "state", launch.rank
     try:
         compress_model(
             str(dense),
             folder / "cancelled",
-            config("flap"),
+            config("intraslice_plus"),
+            resume_state=ResumeState(directory=state),
             verify=False,
-            on_progress=events.append,  # never called on the other ranks
-            should_cancel=lambda: any(event.finished for event in events),
+            should_cancel=lambda: rank == 0 and bool([*state.glob("measured-*-00001.*")]),
         )
     except IntraSliceError as error:
-        (folder / f"error-{launch.rank}").write_text(error.code)
+        (folder / f"error-{rank}").write_text(error.code)
+
+
+def resume(dense: Path, folder: Path) -> None:
+    """Resume the compression that was cancelled, and write which layers had been measured."""
+    state = folder / "state"
+    if (launch := current_launch()) is not None and launch.rank == 0:
+        names = sorted(file.name for file in state.glob("measured-*"))
+        (folder / "measured").write_text("\n".join(names))
+    compress_model(
+        str(dense),
+        folder / "resumed",
+        config("intraslice_plus"),
+        resume_state=ResumeState(directory=state),
+        verify=False,
+    )
 
 
 def main(dense: Path, folder: Path) -> None:
@@ -119,7 +137,8 @@ def main(dense: Path, folder: Path) -> None:
         place = folder / str(ranks)
         place.mkdir()
         run_in_ranks(ranks, partial(compress_all, dense, place, names))
-    run_in_ranks(2, partial(cancel, dense, folder / "2"))
+    for step in (cancel, resume):
+        run_in_ranks(2, partial(step, dense, folder / "2"))
 
 
 if __name__ == "__main__":

@@ -75,6 +75,15 @@ def test_the_cancellation_of_the_first_rank_ends_all_of_them(folder: Path) -> No
     assert not (folder / "2" / "cancelled").exists()
 
 
+def test_ranks_resume_an_interrupted_measurement_to_the_same_bytes(folder: Path) -> None:
+    measured = (folder / "2" / "measured").read_text().splitlines()
+    assert [name[-17:-12] for name in measured] == ["00000", "00001"]
+    resumed, whole = (folder / "2" / name for name in ("resumed", "intraslice_plus"))
+    weights = "model.safetensors"
+    assert (resumed / weights).read_bytes() == (whole / weights).read_bytes()
+    assert not [*(folder / "2" / "state").glob("measured-*")]
+
+
 def test_reports_have_the_measurements_of_one_process(folder: Path) -> None:
     alone, together = (report_in(folder / number / "intraslice_plus") for number in "12")
     for expected, layer in zip(alone.layers, together.layers, strict=True):

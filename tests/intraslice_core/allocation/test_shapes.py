@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from intraslice_core.allocation import search, shapes
+from intraslice_core.allocation import cached_sensitivity, search, shapes
 from intraslice_core.allocation.judge import HeldOutDivergence
 from intraslice_core.allocation.search import TrialCompression
 from intraslice_core.config import CalibrationConfig, CompressionConfig
@@ -166,7 +166,7 @@ def test_a_sensitivity_of_another_measurement_is_measured_again(tmp_path, monkey
 
     first = run("first")
     assert run("again") == first
-    monkeypatch.setattr(shapes, "MEASUREMENT", "an earlier version")
+    monkeypatch.setattr(cached_sensitivity, "MEASUREMENT", "an earlier version")
     assert len(run("later") - first) == 1
 
 

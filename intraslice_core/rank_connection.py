@@ -85,10 +85,8 @@ def _own_device(device: torch.device, launch: Launch) -> torch.device:
 @contextmanager
 def _watching(launch: Launch, prefix: str) -> Iterator[RankWatch]:
     """Watch over the ranks; an error within the block ends the others, too."""
-    try:
+    with _others_reached():
         watch = RankWatch(PrefixStore(prefix, _store(launch)), launch.rank, launch.count)
-    except RuntimeError as error:
-        raise _unreachable(error) from error
     try:
         yield watch
     except BaseException as error:
@@ -98,14 +96,21 @@ def _watching(launch: Launch, prefix: str) -> Iterator[RankWatch]:
         watch.close()
 
 
-def _unreachable(cause: RuntimeError) -> RankFailedError:
-    return RankFailedError(f"the other processes cannot be reached: {cause}")
+@contextmanager
+def _others_reached() -> Iterator[None]:
+    """Raise errors of connections as those of ranks, but for a lack of memory."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        raise RankFailedError(f"the other processes cannot be reached: {error}") from error
 
 
 def _connect(launch: Launch, prefix: str, watch: RankWatch, device: torch.device) -> ConnectedRanks:
     """Connect all ranks, each to a process group."""
     backend = "gloo" if device.type == "cpu" else "cpu:gloo,cuda:nccl"
-    try:
+    with _others_reached():
         watch.wait_for_all(_CONNECTING.total_seconds())
         if device.type == "cuda":
             torch.cuda.set_device(device)
@@ -114,10 +119,6 @@ def _connect(launch: Launch, prefix: str, watch: RankWatch, device: torch.device
         # The first operations open the connections, while all ranks are known to be there.
         ranks.totals([0.0])
         ranks.sum_([torch.zeros(1, device=device)])
-    except torch.OutOfMemoryError:
-        raise
-    except RuntimeError as error:
-        raise _unreachable(error) from error
     return ranks
 
 

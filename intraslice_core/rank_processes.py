@@ -189,7 +189,7 @@ class _Processes:
     ) -> CompressionReport:
         """Relay messages until all processes have ended; return the report of the main rank.
 
-        The main rank sends it once the result is published; what a process does later is no matter.
+        The main rank sends it once the result is published, which no process changes later.
 
         Raises:
             IntraSliceError: the first error of a rank.

@@ -3,10 +3,10 @@
 They hold the calibration tokens, each measured and each compressed layer, and from time to time
 the hidden states or the state of a training. Every file records a digest of everything that its
 content depends on and appears whole or not at all. Hidden states, gradients, scores of the
-evaluation and the time worked stay on their machine. All other files are written once, each state
-of a training by a name of its own, so that they can be copied to another machine. A resumed run
-therefore ends with the bytes of an undisturbed one. If the saved hidden states lag behind the
-finished layers, they pass through those layers once more; nothing is solved again.
+evaluation and the time worked stay on their machine. All other files are copied to another machine;
+each state of a training has a name of its own. A resumed run ends with the bytes of an undisturbed
+one if all of its attempts round alike. If the saved hidden states lag behind the finished layers,
+they pass through those layers once more; nothing is solved again.
 """
 
 from __future__ import annotations

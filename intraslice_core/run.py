@@ -151,12 +151,7 @@ class Run:
             return SensitivityCache(
                 directory=cache.directory, has_room=cache.has_room, on_saved=ignore_saved
             )
-        if self.resume_state is None:
-            return None
-        state = self.resume_state
-        return SensitivityCache(
-            directory=state.directory, has_room=lambda _: True, on_saved=state.on_saved
-        )
+        return None if self.resume_state is None else SensitivityCache.of_run(self.resume_state)
 
     @property
     def seconds(self) -> float:

@@ -1,8 +1,9 @@
 """The statistics cache: tensors that runs of one model at different ratios have in common.
 
 Every file is named by a digest of everything that its content depends on and appears whole or not
-at all. A run therefore finds what it would have computed itself, or nothing: bit for bit on a CPU,
-within the rounding of its kernels on a GPU (docs/method.md, section 2).
+at all. A run therefore finds what it would have computed itself, or nothing: bit for bit on a CPU
+with as many threads and factorisations alike (in place or with copies), else within the rounding of
+its kernels (docs/method.md, section 2).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Cached sensitivities, which other runs of the same model and calibration measured."""
+"""Measured sensitivities as a whole: of this run, and of others with its model and calibration."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from itertools import product
 
 from torch import Tensor
 
-from intraslice_core.allocation.context import AllocationContext
+from intraslice_core.allocation.context import AllocationContext, SensitivityCache
 from intraslice_core.calibration import calibration_hash
 from intraslice_core.sensitivity.layer_sensitivity import LayerSensitivity
 from intraslice_core.sensitivity.measurement import MEASUREMENT, ModelSensitivity
-from intraslice_core.sensitivity.sensitivity_file import load_sensitivity
+from intraslice_core.sensitivity.sensitivity_file import load_sensitivity, save_sensitivity
 
 SENSITIVITY_PREFIX = "sensitivity-"
 """Begin of the names of cached sensitivities."""
@@ -21,17 +21,45 @@ def cached_sensitivity(
     context: AllocationContext, tokens: Tensor, *, with_trial_cuts: bool, with_value_dims: bool
 ) -> ModelSensitivity | None:
     """Return a cached measurement that has at least these parts."""
-    if context.cache is None:
-        return None
     for trials, dims in product((True, with_trial_cuts), (True, with_value_dims)):
-        name = sensitivity_name(context, tokens, with_trial_cuts=trials, with_value_dims=dims)
-        cached = load_sensitivity(context.cache.directory / name)
-        if cached is not None:
-            return cached
+        name = _name(context, tokens, with_trial_cuts=trials, with_value_dims=dims)
+        for cache in _caches(context):
+            cached = load_sensitivity(cache.directory / name)
+            if cached is not None:
+                return cached
     return None
 
 
-def sensitivity_name(
+def save_whole_sensitivity(
+    context: AllocationContext,
+    tokens: Tensor,
+    measured: ModelSensitivity,
+    *,
+    with_trial_cuts: bool,
+    with_value_dims: bool,
+) -> None:
+    """Save a measurement for other runs, if there is room, and for this one.
+
+    A run that shares its sensitivity also has a copy of its own: another machine can resume it, and
+    its measured layers are superfluous.
+    """
+    name = _name(context, tokens, with_trial_cuts=with_trial_cuts, with_value_dims=with_value_dims)
+    for cache in _caches(context):
+        if cache.has_room(measured.nbytes):
+            save_sensitivity(cache.directory / name, measured)
+            cache.on_saved(name)
+
+
+def _caches(context: AllocationContext) -> list[SensitivityCache]:
+    """Return the run's own cache, and the one that it shares with others if there is one."""
+    state, shared = context.resume_state, context.cache
+    caches = [] if state is None else [SensitivityCache.of_run(state)]
+    if shared is not None and shared.directory not in [cache.directory for cache in caches]:
+        caches.append(shared)
+    return caches
+
+
+def _name(
     context: AllocationContext, tokens: Tensor, *, with_trial_cuts: bool, with_value_dims: bool
 ) -> str:
     """Return the name of the file that caches a measurement with these parts."""

@@ -58,6 +58,11 @@ class SensitivityCache:
     on_saved: Callable[[str], None]
     """Callback with the name of a saved file."""
 
+    @classmethod
+    def of_run(cls, state: ResumeState) -> SensitivityCache:
+        """Return the cache of one run, from which an interrupted one resumes on any machine."""
+        return cls(directory=state.directory, has_room=lambda _: True, on_saved=state.on_saved)
+
 
 @dataclass(frozen=True, kw_only=True)
 class AllocationContext:

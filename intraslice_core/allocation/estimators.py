@@ -37,7 +37,7 @@ from intraslice_core.export.targets import DEMANDS, TargetDemands
 from intraslice_core.methods import METHODS
 from intraslice_core.plan import ModelGeometry, Module, ShapeConstraint
 from intraslice_core.ranks import MAIN
-from intraslice_core.sensitivity.gradients import LayerGradients, loss_gradients
+from intraslice_core.sensitivity.gradients import GradientFiles, LayerGradients, loss_gradients
 from intraslice_core.sensitivity.layer_sensitivity import LayerSensitivity
 from intraslice_core.sensitivity.measurement import ModelSensitivity, measure_layers
 from intraslice_core.sensitivity.trial_cuts import TrialCut
@@ -430,33 +430,32 @@ def fisher_shapes(  # noqa: PLR0913 (one estimator, and where it resumes)
         settings: of the compression.
         rotated: score heads in their PCA bases (`fisher_pca`).
         before_batch: callback with the finished fraction; may raise to stop.
-        saved: place from which the gradients resume; None for a temporary directory.
-        on_resumed: called with the finished fraction of interrupted gradients, if there are any.
+        saved: place of scores, and from which gradients resume, on the main rank; None elsewhere,
+            and where nothing is saved.
+        on_resumed: called with the finished fraction of an interrupted run, if there is one.
 
     Raises:
         BudgetOutOfReachError: if the smallest allowed shapes exceed the budget.
         ConfigurationError: if rounding misses the budget by more than the tolerance.
         NumericalError: naming the layer.
     """
-    ranks = layers.ranks
-    with gradient_files(saved, len(tokens.gradients), ranks) as files:
-        loss_gradients(
-            layers,
-            tokens.gradients,
-            batch_size=settings.batch_size,
-            files=files,
-            before_batch=before_batch,
-            prefix_length=tokens.prefix_length,
-            on_resumed=on_resumed,
-        )
-
-        def scored(layer: int) -> LayerScores:
-            return _fisher_scores(files.read(layer), geometry, rotated, layers.device)
-
-        scores = [
-            ranks.computed(ranks.owner(layer), partial(scored, layer))
-            for layer in range(layers.num_layers)
-        ]
+    scores = layers.ranks.computed(MAIN, lambda: None if saved is None else saved.scores())
+    if scores is None:
+        with gradient_files(saved, len(tokens.gradients), layers.ranks) as files:
+            loss_gradients(
+                layers,
+                tokens.gradients,
+                batch_size=settings.batch_size,
+                files=files,
+                before_batch=before_batch,
+                prefix_length=tokens.prefix_length,
+                on_resumed=on_resumed,
+            )
+            scores = _scores_of_layers(layers, files, geometry, rotated)
+            if saved is not None:
+                saved.save_scores(scores)
+    elif on_resumed is not None:
+        on_resumed(1.0)
 
     def allocate(parameters: int) -> ScoredPlan:
         return fisher_plan(
@@ -469,6 +468,21 @@ def fisher_shapes(  # noqa: PLR0913 (one estimator, and where it resumes)
         )
 
     return within_input(allocate, geometry, budget)
+
+
+def _scores_of_layers(
+    layers: DenseLayers, files: GradientFiles, geometry: ModelGeometry, rotated: bool
+) -> list[LayerScores]:
+    """Return the scores of all layers, each computed by the rank that owns it."""
+    ranks = layers.ranks
+
+    def scored(layer: int) -> LayerScores:
+        return _fisher_scores(files.read(layer), geometry, rotated, layers.device)
+
+    return [
+        ranks.computed(ranks.owner(layer), partial(scored, layer))
+        for layer in range(layers.num_layers)
+    ]
 
 
 def _fisher_scores(

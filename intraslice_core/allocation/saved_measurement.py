@@ -4,7 +4,7 @@ Gradients are written where they resume, a file for each layer, which the measur
 case. A layer's sensitivity and the trial cuts that begin there are saved once the layer is
 measured. Hidden states share the file and the interval of those of the compression. Gradients and
 hidden states are removed once all layers are measured, and the layers once the sensitivity is saved
-as a whole.
+as a whole. Scores of the Fisher allocator are saved as a whole, too.
 """
 
 from __future__ import annotations
@@ -17,9 +17,11 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from intraslice_core.allocation.context import AllocationContext
+from intraslice_core.allocation.fisher import LayerScores
 from intraslice_core.calibration import calibration_hash
 from intraslice_core.plan import ModelGeometry
 from intraslice_core.ranks import Ranks
@@ -37,9 +39,11 @@ from intraslice_core.sensitivity.trial_cuts import StartedTrial, TrialCut
 _KEY_DIGITS = 16
 """Digits of the key in the names of files, so that files of one name have the same content."""
 _TRIALS = "trials"
-"""Fact of a layer: its trial cuts as JSON."""
+"""Metadata key of a layer's trial cuts, as JSON."""
 _TRIAL = "trial."
 """Begin of the names of the hidden states of a layer's trial cuts."""
+_HEADS, _NEURONS = "heads.", "neurons."
+"""Prefixes of the names of a layer's scores; its number follows."""
 _CONTENT = "measured layers"
 
 
@@ -49,7 +53,11 @@ class SavedMeasurement:
 
     resume_state: ResumeState
     key: str
-    """Digest of everything that the parts depend on: model, tokens, batch size, ranks."""
+    """Digest of everything that the parts depend on: model, tokens, ranks, requested batch size.
+
+    A size that was lowered for lack of memory is not part of it: a resumed run begins with the
+    requested one, and parts before and after it differ by rounding.
+    """
     geometry: ModelGeometry
     """Dimensions of the dense model."""
     on_unsaved: Callable[[str], None]
@@ -101,14 +109,46 @@ class SavedMeasurement:
         """Save hidden states that have passed `layers` layers, if it is due or `at_once` is set."""
         self._warn(self.resume_state.save_hidden_states(self.key, hidden, layers, at_once=at_once))
 
+    def scores(self) -> list[LayerScores] | None:
+        """Return the scores of all layers; None if they are not saved."""
+        saved = self.resume_state.part(self._scores_name, self.key)
+        if saved is None:
+            return None
+        arrays = {name: tensor.numpy() for name, tensor in saved[0].items()}
+        return [
+            LayerScores(heads=arrays[f"{_HEADS}{layer}"], neurons=arrays[f"{_NEURONS}{layer}"])
+            for layer in range(self.geometry.num_hidden_layers)
+        ]
+
+    def save_scores(self, scores: Sequence[LayerScores]) -> None:
+        """Save the scores of all layers, if the disk has room."""
+        tensors = {}
+        for layer, each in enumerate(scores):
+            tensors[f"{_HEADS}{layer}"] = torch.from_numpy(each.heads)
+            tensors[f"{_NEURONS}{layer}"] = torch.from_numpy(each.neurons)
+        self._warn(
+            self.resume_state.save_part_if_possible(
+                self._scores_name, self.key, tensors, {}, "scores of layers"
+            )
+        )
+
     def remove_others(self) -> None:
-        """Remove the measured layers of runs with other settings or other batch sizes."""
+        """Remove the measured layers of other settings."""
         self.resume_state.remove_parts(MEASURED_PREFIX, but=self._prefix)
+
+    def remove(self) -> None:
+        """Remove all parts of measurements, once the sensitivity is saved as a whole."""
+        self.resume_state.remove_parts(MEASURED_PREFIX)
+        self.remove_local()
 
     def remove_local(self) -> None:
         """Remove gradients and hidden states, once all layers are measured."""
         self.resume_state.remove_parts(f"{LOCAL_PREFIX}{GRADIENTS_NAME}")
         self.resume_state.remove_hidden_states(self.key)
+
+    @property
+    def _scores_name(self) -> str:
+        return f"fisher-scores-{self.key[:_KEY_DIGITS]}"
 
     @property
     def _prefix(self) -> str:
@@ -123,14 +163,13 @@ class SavedMeasurement:
 
 
 def saved_measurement(
-    context: AllocationContext, sequences: Sequence[Tensor], batch_size: int, **parts: bool
+    context: AllocationContext, sequences: Sequence[Tensor], **parts: bool
 ) -> SavedMeasurement | None:
-    """Return the place for the parts of a measurement, without those of other measurements.
+    """Return the place for the parts of a measurement.
 
     Args:
         context: inputs of the choice of shapes.
         sequences: all sequences that are measured on, (sequences, length) each, int64.
-        batch_size: sequences in one batch.
         parts: what is measured besides the gradients, by name.
 
     Returns:
@@ -144,22 +183,20 @@ def saved_measurement(
         prefix_length=context.prefix_length,
         measurement=MEASUREMENT,
         fields=[part.name for part in fields(LayerSensitivity)],
-        batch_size=batch_size,
+        batch_size=context.batch.requested,
         ranks=context.layers.ranks.count,
         parts=parts,
     )
-    saved = SavedMeasurement(
+    return SavedMeasurement(
         resume_state=state, key=key, geometry=context.geometry, on_unsaved=context.warn
     )
-    saved.remove_others()
-    return saved
 
 
 @contextmanager
 def gradient_files(
     saved: SavedMeasurement | None, sequences: int, ranks: Ranks
 ) -> Iterator[GradientFiles]:
-    """Yield the place of the gradients: the resume state, or a temporary directory without room.
+    """Yield the place of the gradients: the resume state, or a temporary directory if it is full.
 
     Files in the resume state stay if the block raises, and are removed after it otherwise, with the
     hidden states. Those of several ranks are temporary, as each has the files of its own layers.

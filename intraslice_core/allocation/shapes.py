@@ -12,7 +12,10 @@ from functools import partial
 
 from torch import Tensor
 
-from intraslice_core.allocation.cached_sensitivity import cached_sensitivity, sensitivity_name
+from intraslice_core.allocation.cached_sensitivity import (
+    cached_sensitivity,
+    save_whole_sensitivity,
+)
 from intraslice_core.allocation.compressed_input import within_input
 from intraslice_core.allocation.context import (
     AllocationContext,
@@ -57,10 +60,8 @@ from intraslice_core.methods import METHODS, resolve_allocator
 from intraslice_core.plan import ONLY_DENSE, ModelPlan, ShapeConstraint
 from intraslice_core.ranks import MAIN
 from intraslice_core.reports.schema import AllocationReport, CandidateReport, TrialReport
-from intraslice_core.resume_state import MEASURED_PREFIX
 from intraslice_core.sensitivity.layer_sensitivity import LayerSensitivity
 from intraslice_core.sensitivity.measurement import ModelSensitivity
-from intraslice_core.sensitivity.sensitivity_file import save_sensitivity
 
 __all__ = [
     "SENSITIVITY_SHARE",
@@ -161,6 +162,7 @@ def _fisher(
         before_batch(0.0)  # the stage begins before its part is skipped
         context.on_resumed(0.0, done)
 
+    saved = saved_measurement(context, [split.gradients], rotated=allocator == "fisher_pca")
     try:
         scored = context.batch.repeat(
             lambda size: fisher_shapes(
@@ -171,7 +173,7 @@ def _fisher(
                 context.config.model_copy(update={"batch_size": size}),
                 rotated=allocator == "fisher_pca",
                 before_batch=before_batch,
-                saved=saved_measurement(context, [split.gradients], size),
+                saved=saved,
                 on_resumed=on_resumed,
             )
         )
@@ -189,16 +191,20 @@ def _measured(
     Trial cuts are measured for the Lagrangian allocator only, value dimensions as they are for
     methods that select among them. Others also take a cached measurement that has them.
     """
-    cache, allocator = context.cache, resolve_allocator(context.config)
+    allocator = resolve_allocator(context.config)
     with_trial_cuts = allocator == "lagrangian"
     with_value_dims = METHODS[context.config.method].value_basis == "coordinates"
     parts = {"with_trial_cuts": with_trial_cuts, "with_value_dims": with_value_dims}
+    saved = saved_measurement(context, split.measured, **parts)
     cached = context.layers.ranks.computed(
         MAIN, lambda: cached_sensitivity(context, tokens, **parts)
     )
     if cached is not None:
-        _remove_measured_layers(context)
+        if saved is not None:
+            saved.remove()
         return cached
+    if saved is not None:
+        saved.remove_others()
     ends_stage = context.config.mask_training is None and (
         allocator in ("uniform", "solution_path")
         or not METHODS[context.config.method].measures_sensitivity
@@ -212,23 +218,15 @@ def _measured(
             batch_size=size,
             before_batch=partial(_report_sensitivity, context, share),
             **parts,
-            saved=saved_measurement(context, split.measured, size, **parts),
+            saved=saved,
             on_resumed=partial(_skip_sensitivity, context, share),
         )
 
     measured = context.batch.repeat(attempt)
-    if cache is not None and cache.has_room(measured.nbytes):
-        name = sensitivity_name(context, tokens, **parts)
-        save_sensitivity(cache.directory / name, measured)
-        cache.on_saved(name)
-        _remove_measured_layers(context)
+    save_whole_sensitivity(context, tokens, measured, **parts)
+    if saved is not None:
+        saved.remove()
     return measured
-
-
-def _remove_measured_layers(context: AllocationContext) -> None:
-    """Remove the saved layers of a measurement that is saved as a whole."""
-    if context.resume_state is not None:
-        context.resume_state.remove_parts(MEASURED_PREFIX)
 
 
 def _report_sensitivity(context: AllocationContext, share: float, done: float) -> None:

@@ -225,7 +225,10 @@ def loss_gradients(  # noqa: PLR0913 (one pass, and where it resumes)
 
     Raises:
         NumericalError: if an activation or a gradient is not finite, naming the layer.
+        ValueError: if sampled targets are to resume.
     """
+    if target_seed is not None and files.key:
+        raise ValueError("a pass with sampled targets does not resume: its files have no key")
     sampler = None if target_seed is None else torch.Generator().manual_seed(target_seed)
     # Tensors created in inference mode cannot be part of a graph, so everything is read again here.
     with torch.inference_mode(False), torch.no_grad():
@@ -289,7 +292,7 @@ class _PartPass:
         states = list(self._forward())
         gradient = self._output_gradient(states.pop())
         for layer in reversed(layers):
-            self._on_progress(1.0 - 0.7 * (layer + 1) / self._layers.num_layers)
+            self._on_progress(0.3 + 0.7 * (layers.stop - 1 - layer) / len(layers))
             gradients = self._backward(layer, states.pop(), gradient)
             if gradients is not None:
                 files.add(layer, gradients, part=part, continues_group=continues_group)

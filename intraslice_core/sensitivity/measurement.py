@@ -177,7 +177,7 @@ class _Passes:
     measured: MeasuredLayers
 
     def resumed(self, on_resumed: Callable[[float], None] | None) -> list[LayerSensitivity]:
-        """Return the layers that an interrupted run has finished, past which all states move.
+        """Pass all states through the layers that an interrupted run has finished.
 
         Args:
             on_resumed: called with their fraction of all layers, if there are any.

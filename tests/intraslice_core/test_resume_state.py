@@ -26,6 +26,7 @@ from intraslice_core.residual_layer import ResidualSlicer
 from intraslice_core.resume_state import ResumeState
 from intraslice_core.run import OpenedModel, Run
 from intraslice_core.sensitivity.measurement import _LayerPass
+from intraslice_core.statistics_cache import StatisticsCache
 from tests.intraslice_core.tiny_models import VARIANTS, tiny_checkpoint, tiny_llama
 
 LAYERS = 3
@@ -436,6 +437,66 @@ def test_a_run_that_is_stopped_while_it_measures_resumes_with_the_next_layer(
     resumed = next(event for event in allocate if event.layer is not None)
     assert resumed.layer == 2
     assert resumed.fraction > run.shares[Stage.ALLOCATE][0]
+
+
+def test_layers_measured_with_a_lowered_batch_are_kept(
+    dense: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[int] = []
+    measured: list[int] = []
+    measure = _LayerPass.sensitivity
+
+    def measure_in_little_memory(self: _LayerPass, *arguments: Any) -> Any:
+        calls.append(self.layer)
+        if len(calls) == 1:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 MiB.")
+        measured.append(self.layer)
+        return measure(self, *arguments)
+
+    monkeypatch.setattr(_LayerPass, "sensitivity", measure_in_little_memory)
+    settings, place = config(allocation="lagrangian"), tmp_path / "state"
+    state = ResumeState(directory=place, hidden_states_every_seconds=NEVER)
+    with pytest.raises(CompressionCancelledError):
+        compress(
+            dense,
+            tmp_path / "out",
+            settings,
+            state,
+            lambda: bool([*place.glob("measured-*-00001.safetensors")]),
+        )
+    calls.clear()  # another process, whose device is as small
+    compress(dense, tmp_path / "out", settings, ResumeState(directory=place))
+    assert calls == [2, 2]
+    assert measured == [0, 1, 2]
+
+
+def test_a_run_that_shares_its_sensitivity_leaves_no_parts_and_has_a_copy(
+    dense: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings, place = config(allocation="lagrangian"), tmp_path / "state"
+    shared = StatisticsCache(directory=tmp_path / "shared", max_bytes=2**30)
+
+    def run(state: Path, should_cancel: Callable[[], bool] = never_cancelled) -> list[str]:
+        pipeline._compress_checkpoint(
+            OpenedModel(reference=str(dense), directory=dense),
+            tmp_path / f"out-{state.name}",
+            settings,
+            Run(
+                on_progress=ignore_progress,
+                should_cancel=should_cancel,
+                resume_state=ResumeState(directory=state, hidden_states_every_seconds=NEVER),
+                statistics_cache=shared,
+            ),
+        )
+        return [name for name in saved(state) if name.startswith(("measured-", "local-gr"))]
+
+    with pytest.raises(CompressionCancelledError):
+        run(place, lambda: bool([*place.glob("measured-*-00001.safetensors")]))
+    assert run(tmp_path / "other") == []
+    monkeypatch.setattr(_LayerPass, "sensitivity", None)  # nothing is measured again
+    assert run(place) == []
+    assert [name for name in saved(tmp_path / "other") if name.startswith("sensitivity-")]
+    assert [*shared.directory.glob("sensitivity-*")]
 
 
 def test_plans_are_compared_once(

@@ -282,6 +282,8 @@ def test_gradients_of_the_papers_estimator_resume(attempts: Attempts) -> None:
         with pytest.raises(CompressionCancelledError):
             shapes(total - 1, attempts.saved(reader))
         assert shapes(math.inf, attempts.saved(reader)) == expected
-    assert attempts.resumed == [(0.0, pytest.approx(3 / 4))]
-    assert len(attempts.reported) == total // 4
-    assert attempts.files() == []
+        assert attempts.resumed == [(0.0, pytest.approx(3 / 4))]
+        assert len(attempts.reported) == total // 4
+        assert attempts.files() == ["fisher-scores-key.safetensors"]
+        assert shapes(0, attempts.saved(reader)) == expected, "scores are computed once"
+        assert attempts.resumed == [(0.0, 1.0)]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from app.adapters.database import sweeps
@@ -51,7 +51,7 @@ def create_sweep(
         IdempotencyKeyReusedError: if the key belongs to another request.
     """
     sweep_id = new_id(SWEEP)
-    requests = _job_requests(sweep_id, request)
+    requests = _job_requests(sweep_id, request, request.children)
     needed = _admit_all(resources, principal, request, requests, request.ratios)
     claim = sweeps.Claim(
         project_id=principal.project_id,
@@ -61,7 +61,7 @@ def create_sweep(
     with resources.database.transaction() as transaction:
         if not sweeps.insert_sweep(transaction, sweep_id, request, claim):
             return _replay(transaction, principal, claim)
-        for job_request, memory in zip(requests, needed, strict=True):
+        for job_request, memory in zip(requests.values(), needed, strict=True):
             job_id = new_job_id()
             enqueue_job(resources, transaction, principal, job_id, job_request, memory=memory)
         return SweepCreation(sweep=_existing(transaction, principal, sweep_id), replayed=False)
@@ -72,34 +72,38 @@ def add_ratios(
 ) -> SweepDetails:
     """Queue the jobs of more ratios with the settings of a sweep.
 
-    Ratios for which the sweep has a job are left out, so that repeating it is harmless. One whose
-    jobs were deleted is queued again.
+    Methods and ratios that have a job are left out, so that repeating it is harmless. Those whose
+    jobs were deleted are queued again.
 
     Raises:
         SweepNotFoundError: if the project has no such sweep.
         InvalidRequestError: if a job would be rejected, or the sweep would be too large.
     """
-    sweep = get_sweep(resources, principal, sweep_id)
-    missing = _missing(sweep, ratios)
+    with resources.database.transaction() as transaction:
+        sweep = _existing(transaction, principal, sweep_id)
+        present = sweeps.children(transaction, sweep_id)
+    request = _more(sweep, ratios)
+    missing = [child for child in request.children if child not in present]
     if not missing:
         return sweep
     # Saves the admission of jobs that are then rejected; the check under the lock decides.
-    _merged(sweep, missing)
-    request = _more(sweep, missing)
-    requests = _job_requests(sweep_id, request)
+    _require_few(present.union(missing))
+    requests = _job_requests(sweep_id, request, missing)
     needed = _admit_all(resources, principal, request, requests, ratios)
     with resources.database.transaction() as transaction:
-        if not sweeps.lock(transaction, principal.project_id, sweep_id):
+        stored = sweeps.lock(transaction, principal.project_id, sweep_id)
+        if stored is None:
             raise SweepNotFoundError
-        current = _existing(transaction, principal, sweep_id)
         # Another request may have added some of them in the meantime.
-        missing = _missing(current, missing)
-        sweeps.set_ratios(transaction, sweep_id, _merged(current, missing))
-        for job_request, memory in zip(requests, needed, strict=True):
-            if job_request.compression.ratio in missing:
+        present = sweeps.children(transaction, sweep_id)
+        merged = present.union(missing)
+        _require_few(merged)
+        sweeps.set_ratios(transaction, sweep_id, _in_use((*stored, *ratios), merged))
+        for child, job_request, memory in zip(requests, requests.values(), needed, strict=True):
+            if child not in present:
                 job_id = new_job_id()
                 enqueue_job(resources, transaction, principal, job_id, job_request, memory=memory)
-        return _existing(transaction, principal, sweep_id)
+    return get_sweep(resources, principal, sweep_id)
 
 
 def get_sweep(resources: Resources, principal: Principal, sweep_id: str) -> SweepDetails:
@@ -152,34 +156,31 @@ def _more(sweep: SweepDetails, ratios: Sequence[float]) -> SweepRequest:
     )
 
 
-def _missing(sweep: SweepDetails, ratios: Sequence[float]) -> tuple[float, ...]:
-    """Return the ratios for which a sweep has no job."""
-    present = {job.compression.ratio for job in sweep.jobs}
-    return tuple(ratio for ratio in ratios if ratio not in present)
+def _in_use(ratios: Iterable[float], children: Collection[SweepChild]) -> tuple[float, ...]:
+    """Return the ratios that have jobs, each once."""
+    present = {child.ratio for child in children}
+    return tuple(dict.fromkeys(ratio for ratio in ratios if ratio in present))
 
 
-def _merged(sweep: SweepDetails, more: Sequence[float]) -> tuple[float, ...]:
-    """Return the ratios of a sweep and more of them, each once; raise if they are too many."""
-    ratios = tuple(dict.fromkeys((*sweep.ratios, *more)))
-    _require_few(ratios, len(sweep.methods))
-    return ratios
-
-
-def _require_few(ratios: Collection[float], methods: int) -> None:
-    """Raise if a sweep of so many ratios and methods is too large."""
-    if len(ratios) <= MOST_RATIOS and methods * len(ratios) <= MOST_JOBS:
+def _require_few(children: Collection[SweepChild]) -> None:
+    """Raise if a sweep of these jobs is too large."""
+    ratios, jobs = len({child.ratio for child in children}), len(children)
+    if ratios > MOST_RATIOS:
+        code, size, most = "too_many_ratios", f"{ratios} ratios", MOST_RATIOS
+    elif jobs > MOST_JOBS:
+        code, size, most = "too_many_jobs", f"{jobs} jobs", MOST_JOBS
+    else:
         return
-    message = (
-        f"the sweep would have {len(ratios)} ratios and {methods * len(ratios)} jobs, of at most "
-        f"{MOST_RATIOS} and {MOST_JOBS}: start another sweep"
-    )
-    problem = FieldProblem(pointer="/ratios", code="too_long", message=message)
+    message = f"the sweep would have {size}, at most {most} are allowed: start another sweep"
+    problem = FieldProblem(pointer="/ratios", code=code, message=message)
     raise InvalidRequestError("The sweep would be too large", fields=(problem,))
 
 
-def _job_requests(sweep_id: str, request: SweepRequest) -> list[JobRequest]:
-    return [
-        JobRequest(
+def _job_requests(
+    sweep_id: str, request: SweepRequest, children: Iterable[SweepChild]
+) -> dict[SweepChild, JobRequest]:
+    return {
+        child: JobRequest(
             model=request.model,
             compression=request.compression_of(child),
             evaluation=request.evaluation,
@@ -187,15 +188,15 @@ def _job_requests(sweep_id: str, request: SweepRequest) -> list[JobRequest]:
             sweep_id=sweep_id,
             priority=request.priority,
         )
-        for child in request.children
-    ]
+        for child in children
+    }
 
 
 def _admit_all(
     resources: Resources,
     principal: Principal,
     sweep: SweepRequest,
-    requests: list[JobRequest],
+    requests: Mapping[SweepChild, JobRequest],
     ratios: Sequence[float],
 ) -> list[RequiredMemory]:
     """Return the memory that each job needs; raise if any would be rejected.
@@ -207,12 +208,12 @@ def _admit_all(
         resources: settings, database and store.
         principal: who asks for the jobs.
         sweep: the jobs' common request.
-        requests: one request for each child of `sweep`.
+        requests: those of all or some children of `sweep`.
         ratios: those of the body, to which problems point; with those of `sweep` among them.
     """
     problems: dict[FieldProblem, None] = {}
     needed: list[RequiredMemory] = []
-    for child, request in zip(sweep.children, requests, strict=True):
+    for child, request in requests.items():
         try:
             admitted = admit_request(resources, principal.project_id, request)
             needed.append(required_memory(admitted))

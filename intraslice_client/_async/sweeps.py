@@ -71,7 +71,10 @@ class AsyncSweeps:
                 yield sweep
 
     async def add_ratios(self, sweep_id: str, ratios: Sequence[float]) -> bodies.SweepDetails:
-        """Queue jobs for more ratios with a sweep's settings; those that it has are skipped."""
+        """Queue jobs for more ratios with a sweep's settings; jobs that it has are skipped.
+
+        A job that was deleted is queued again.
+        """
         path = f"/v1/sweeps/{sweep_id}/ratios"
         return await self._transport.fetch(
             bodies.SweepDetails, "POST", path, json={"ratios": [*ratios]}, idempotent=True

@@ -387,6 +387,13 @@ def test_older_jobs_are_on_the_next_page(
         page.close()
 
 
+ADDITIONS = """async () => (await import("/dashboard/views/sweep/add-size.js")).additions({
+    methods: ["flap", "magnitude"], ratios: [1 / 3, 0.4], jobs: [["magnitude", 1 / 3],
+    ["flap", 0.4], ["magnitude", 0.4]].map(([method, ratio]) => ({compression: {method, ratio}}))
+}, "33.3333, 40, 50")"""
+"""Sizes for a sweep without FLAP's job at a ratio that has more digits than can be entered."""
+
+
 def test_a_click_on_the_sweep_chart_opens_the_job(
     browser: Browser, settings: Settings, resources: Resources
 ) -> None:
@@ -419,9 +426,11 @@ def test_a_click_on_the_sweep_chart_opens_the_job(
             sizes.fill(wrong)
             expect(page.get_by_role("button", name="Start jobs")).to_be_disabled()
             expect(page.get_by_text("enter numbers between 0 and 100")).to_be_visible()
-        sizes.fill("33.3; 12.5, 30")
-        expect(page.get_by_role("button", name="Start 2 jobs: 33.3 %, 12.5 %")).to_be_enabled()
+        for text in ("25%,12.5%", "25 ,12.5", "25; 12.5, 30"):
+            sizes.fill(text)
+            expect(page.get_by_role("button", name="Start 2 jobs: 25 %, 12.5 %")).to_be_enabled()
         expect(page.get_by_text("enter numbers between 0 and 100")).to_be_hidden()
+        assert page.evaluate(ADDITIONS) == {"ratios": [1 / 3, 0.5], "jobs": 3, "wrong": []}
         sizes.fill("30, 35, 35 %")
         page.get_by_role("button", name="Start 1 job: 35 %").click()
         expect(page.get_by_role("link", name="35 %")).to_be_visible()

@@ -26,6 +26,7 @@ from app.domain.sweep import (
     size_checks,
 )
 from intraslice_core.config import MethodChoice
+from intraslice_core.reports.sweep import SweepChild
 
 _HIDDEN = {"idempotency_key", "request_hash"}
 _COLUMNS = tuple(column for column in sweeps.c if column.name not in _HIDDEN)
@@ -102,10 +103,22 @@ def find(transaction: Transaction, project_id: str, sweep_id: str) -> SweepDetai
     )
 
 
-def lock(transaction: Transaction, project_id: str, sweep_id: str) -> bool:
-    """Lock a sweep until the end of the transaction; return whether the project has it."""
-    query = select(sweeps.c.id).where(sweeps.c.id == sweep_id, sweeps.c.project_id == project_id)
-    return transaction.scalar(query.with_for_update()) is not None
+def lock(transaction: Transaction, project_id: str, sweep_id: str) -> list[float] | None:
+    """Lock a sweep until the end of the transaction; return its ratios, None if there is none."""
+    query = select(sweeps.c.ratios).where(
+        sweeps.c.id == sweep_id, sweeps.c.project_id == project_id
+    )
+    ratios: list[float] | None = transaction.scalar(query.with_for_update())
+    return ratios
+
+
+def children(transaction: Transaction, sweep_id: str) -> set[SweepChild]:
+    """Return the methods and ratios for which a sweep has a job."""
+    config = jobs.c.compression
+    query = select(config["method"].label("method"), config["ratio"].label("ratio")).where(
+        jobs.c.sweep_id == sweep_id
+    )
+    return {SweepChild.model_validate(row._asdict()) for row in transaction.execute(query)}
 
 
 def set_ratios(transaction: Transaction, sweep_id: str, ratios: Sequence[float]) -> None:

@@ -63,7 +63,7 @@ def add_ratios(
     principal: Writer,
     background: BackgroundTasks,
 ) -> SweepDetails:
-    """Queue jobs for more ratios, with the sweep's settings; those that have a job are left out."""
+    """Queue jobs for more ratios, with the sweep's settings; jobs that it has are left out."""
     sweep = sweeps.add_ratios(resources, principal, sweep_id, body.ratios)
     background.add_task(outbox.dispatch_soon, resources)
     return sweep

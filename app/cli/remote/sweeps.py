@@ -131,7 +131,7 @@ def show(*, sweep: SweepArgument, link: Link) -> None:
 @commands.command()
 @takes_service_options
 def add(*, sweep: SweepArgument, ratios: RatiosOption, link: Link) -> None:
-    """Queue jobs for more ratios with the settings of a sweep; ratios that it has are skipped."""
+    """Queue jobs for more ratios with the settings of a sweep; jobs that it has are skipped."""
     with link.client() as client:
         details = client.sweeps.add_ratios(sweep, read_ratios(ratios, "--ratios"))
     if link.as_json:

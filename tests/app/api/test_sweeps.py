@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
 
 import pytest
 from fastapi.testclient import TestClient
+from sqlalchemy import text
 
+from app.adapters.database.sweeps import lock
 from app.domain.errors import InvalidRequestError, SweepNotFoundError
+from app.domain.identifiers import new_job_id
 from app.domain.job import JobError
 from app.domain.principal import OPERATOR, Principal, Scope
+from app.domain.sweep import SweepDetails
+from app.domain.worker import RequiredMemory
 from app.services import claims, sweeps
-from app.services.admission import AdmittedJob
+from app.services.jobs import enqueue_job
 from app.services.resources import Resources
-from app.services.upload_facts import admit_request
-from tests.app.builders import claim_job, queued, succeeded
+from intraslice_core.config import CompressionConfig
+from tests.app.builders import claim_job, make_request, queued, succeeded
 from tests.app.stored_report import REPORT
 
 pytestmark = [pytest.mark.postgres, pytest.mark.broker]
@@ -36,6 +43,12 @@ def created(client: TestClient, **changes: Any) -> dict[str, Any]:
     assert answer.status_code == 202, answer.text
     sweep: dict[str, Any] = answer.json()
     return sweep
+
+
+def delete(client: TestClient, job: dict[str, Any]) -> None:
+    """Cancel and delete a job."""
+    client.post(f"{job['urls']['self']}/cancel")
+    assert client.delete(job["urls"]["self"]).status_code == 204
 
 
 def test_a_sweep_queues_an_ordinary_job_for_each_ratio(client: TestClient) -> None:
@@ -119,8 +132,7 @@ def test_ratios_that_have_jobs_are_answered_although_they_would_be_rejected_now(
 def test_a_deleted_size_can_be_added_again(client: TestClient) -> None:
     sweep = created(client)
     first = sweep["jobs"][0]
-    client.post(f"{first['urls']['self']}/cancel")
-    assert client.delete(first["urls"]["self"]).status_code == 204
+    delete(client, first)
     answer = client.post(f"{sweep['urls']['self']}/ratios", json={"ratios": [0.2, 0.3]}).json()
     assert answer["ratios"] == BODY["ratios"]
     assert [job["compression"]["ratio"] for job in answer["jobs"]] == [0.2, 0.3, 0.4]
@@ -128,35 +140,76 @@ def test_a_deleted_size_can_be_added_again(client: TestClient) -> None:
     assert [job["id"] for job in answer["jobs"][1:]] == [job["id"] for job in sweep["jobs"][1:]]
 
 
-def add_during_the_checks(
-    resources: Resources, monkeypatch: pytest.MonkeyPatch, sweep_id: str, ratios: list[float]
+def test_a_deleted_job_of_one_method_is_queued_again_alone(
+    client: TestClient, resources: Resources
 ) -> None:
-    """Let another request add ratios while the jobs of the next one are checked."""
+    sweep = created(client, methods=["flap", "magnitude"], ratios=[0.3])
+    deleted, other = sweep["jobs"]
+    delete(client, deleted)
+    jobs = sweeps.add_ratios(resources, OPERATOR, sweep["id"], [0.3]).jobs
+    assert [job.compression.method for job in jobs] == ["flap", "magnitude"]
+    assert jobs[0].id != deleted["id"]
+    assert jobs[1].id == other["id"]
 
-    def beside_another(*arguments: Any) -> AdmittedJob:
-        monkeypatch.undo()
-        sweeps.add_ratios(resources, OPERATOR, sweep_id, ratios)
-        return admit_request(*arguments)
 
-    monkeypatch.setattr(sweeps, "admit_request", beside_another)
+def test_ratios_without_jobs_do_not_count_towards_the_most_of_a_sweep(client: TestClient) -> None:
+    sweep = created(client, ratios=[*FOURTEEN, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7])
+    more = f"{sweep['urls']['self']}/ratios"
+    (problem,) = client.post(more, json={"ratios": [0.8]}).json()["errors"]
+    assert (problem["pointer"], problem["code"]) == ("/ratios", "too_many_ratios")
+    assert "21 ratios, at most 20" in problem["message"]
+    for job in sweep["jobs"][:2]:
+        delete(client, job)
+    answer = client.post(more, json={"ratios": [0.8]}).json()
+    assert answer["ratios"] == [*FOURTEEN[2:], 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8]
+    assert len(answer["jobs"]) == 19
 
 
-def test_ratios_added_during_the_checks_of_others_count_towards_the_most_of_a_sweep(
-    client: TestClient, resources: Resources, monkeypatch: pytest.MonkeyPatch
+def test_too_many_jobs_have_a_code_of_their_own(client: TestClient) -> None:
+    sweep = created(client, methods=["flap", "magnitude", "wanda_sp"], ratios=[0.3])
+    answer = client.post(f"{sweep['urls']['self']}/ratios", json={"ratios": FOURTEEN[:13]})
+    (problem,) = answer.json()["errors"]
+    assert (problem["pointer"], problem["code"]) == ("/ratios", "too_many_jobs")
+    assert "42 jobs, at most 40" in problem["message"]
+
+
+def add_beside_another(
+    resources: Resources, sweep_id: str, theirs: list[float], ratios: list[float]
+) -> SweepDetails:
+    """Add ratios while another request, which has locked the sweep, adds its own."""
+    waiting = text(
+        "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()"
+        " AND wait_event_type = 'Lock'"
+    )
+    with ThreadPoolExecutor(1) as threads:
+        with resources.database.transaction() as transaction:
+            assert lock(transaction, OPERATOR.project_id, sweep_id) is not None
+            adding = threads.submit(sweeps.add_ratios, resources, OPERATOR, sweep_id, ratios)
+            while resources.database.read(lambda reading: reading.scalar(waiting)) == 0:
+                assert not adding.done(), adding.exception()
+                time.sleep(0.01)
+            for ratio in theirs:
+                config = CompressionConfig(method="intraslice", ratio=ratio)
+                request = make_request(compression=config, sweep_id=sweep_id)
+                job_id, memory = new_job_id(), RequiredMemory()
+                enqueue_job(resources, transaction, OPERATOR, job_id, request, memory=memory)
+        return adding.result()
+
+
+def test_ratios_added_at_the_same_time_count_towards_the_most_of_a_sweep(
+    client: TestClient, resources: Resources
 ) -> None:
     sweep = created(client)
-    add_during_the_checks(resources, monkeypatch, sweep["id"], [*FOURTEEN, 0.15, 0.16])
     with pytest.raises(InvalidRequestError, match="too large"):
-        sweeps.add_ratios(resources, OPERATOR, sweep["id"], [0.17, 0.18])
+        add_beside_another(resources, sweep["id"], [*FOURTEEN, 0.15, 0.16], [0.17, 0.18])
     assert len(client.get(sweep["urls"]["self"]).json()["jobs"]) == 19
 
 
-def test_a_ratio_added_during_the_checks_of_the_same_one_is_queued_once(
-    client: TestClient, resources: Resources, monkeypatch: pytest.MonkeyPatch
+def test_a_ratio_added_twice_at_the_same_time_is_queued_once(
+    client: TestClient, resources: Resources
 ) -> None:
     sweep = created(client)
-    add_during_the_checks(resources, monkeypatch, sweep["id"], [0.25])
-    jobs = sweeps.add_ratios(resources, OPERATOR, sweep["id"], [0.25, 0.35]).jobs
+    jobs = add_beside_another(resources, sweep["id"], [0.25], [0.25, 0.35]).jobs
     assert [job.ratio for job in jobs] == [0.2, 0.25, 0.3, 0.35, 0.4]
 
 

@@ -8,6 +8,8 @@ import { Card } from "../../components/basics.js";
 import { Field, describedBy } from "../../components/controls.js";
 
 const NUMBER = /^(\d+\.?\d*|\.\d+)$/;
+/** More than rounding to six digits changes a ratio, less than the distance of two rounded ones. */
+const ROUNDING = 6e-7;
 
 /** A ratio as a percentage with all of its digits. @param {number} ratio */
 const percentage = (ratio) => `${Number((100 * ratio).toFixed(4))} %`;
@@ -19,13 +21,27 @@ function ratioOf(part) {
 }
 
 /**
- * Ratios of a text, each once, and the parts that are no percentages. A comma before a digit does not separate: 12,5 may be meant as 12.5.
+ * Ratios of a text and the parts that are no percentages. A comma between digits does not separate: 12,5 may be meant as 12.5.
  * @param {string} text
  */
 function read(text) {
-  const parts = text.split(/(?:\s|;|%|,(?!\d))+/).filter(Boolean);
+  const parts = text.split(/(?:[\s;%]+,?|,(?!\d))+/).filter(Boolean);
   const wrong = parts.filter((part) => ratioOf(part) === null);
-  return { ratios: [...new Set(parts.map(ratioOf))].filter((ratio) => ratio !== null), wrong };
+  return { entered: parts.map(ratioOf).filter((ratio) => ratio !== null), wrong };
+}
+
+/**
+ * Ratios of a text, each once, for which the sweep lacks jobs, the number of these jobs, and the parts of the text that are no percentages.
+ * @param {any} sweep @param {string} text
+ */
+export function additions(sweep, text) {
+  const { entered, wrong } = read(text);
+  /** The sweep's own ratio where it has one that differs in digits which cannot be entered. @param {number} ratio */
+  const own = (ratio) => [...sweep.ratios, ratio].find((other) => Math.abs(other - ratio) < ROUNDING);
+  /** Number of methods without a job. @param {number} ratio */
+  const missing = (ratio) => sweep.methods.filter((/** @type {string} */ method) => !sweep.jobs.some((/** @type {any} */ job) => job.compression.method === method && job.compression.ratio === ratio)).length;
+  const ratios = [...new Set(entered.map(own))].filter(missing);
+  return { ratios, jobs: wrong.length ? 0 : ratios.map(missing).reduce((sum, count) => sum + count, 0), wrong };
 }
 
 /** @param {{ sweep: any, close: () => void, reload: () => void }} props */
@@ -33,9 +49,7 @@ export function AddSize({ sweep, close, reload }) {
   const [text, setText] = useState("");
   /** @type {number[]} */
   const present = [...new Set(sweep.jobs.map((/** @type {any} */ job) => job.compression.ratio))];
-  const { ratios: entered, wrong } = read(text);
-  const ratios = entered.filter((ratio) => !present.includes(ratio));
-  const jobs = wrong.length ? 0 : ratios.length * sweep.methods.length;
+  const { ratios, jobs, wrong } = additions(sweep, text);
   const hint = `With all other settings of the sweep. It has ${present.map(percentage).join(", ") || "no jobs"}.`;
   const fault = wrong.length ? `${wrong.join(" and ")}: enter numbers between 0 and 100, as in 12.5, with a comma and a space between two of them.` : undefined;
   const add = async () => {

@@ -139,10 +139,10 @@ def claim_next(
     A CPU leaves results of several GPUs to a GPU that fits: the memory that their jobs need on a
     host is that of a compression, which has few layers at a time, and a prompt loads all of them.
     """
-    conditions = claim_conditions(transaction, owner, slot, devices=literal(1))
+    conditions = [*claim_conditions(transaction, owner, slot, devices=literal(1))]
     if slot is not None and slot.device.kind == "cpu":
         registered = workers.live_registrations(transaction)
-        conditions = (*conditions, not_(several_fit_a_gpu(registered)))
+        conditions.append(not_(several_fit_a_gpu(registered)))
     following = (
         select(generations.c.id)
         .join(jobs, jobs.c.id == generations.c.job_id)

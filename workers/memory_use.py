@@ -42,11 +42,20 @@ class MemoryMeter:
     def _resident_bytes(self) -> int:
         """Return the resident memory of all processes; pages that several share count in each."""
         total = 0
-        for process in (self._process, *self._process.children(recursive=True)):
+        for process in (self._process, *self._descendants()):
             # One that has ended in the meantime holds nothing.
             with suppress(psutil.NoSuchProcess):
                 total += int(process.memory_info().rss)
         return total
+
+    def _descendants(self) -> list[psutil.Process]:
+        """Return the processes that this one has started, and theirs.
+
+        Empty where the system hides other processes (`hidepid=1`, `ProtectProc=noaccess`).
+        """
+        with suppress(psutil.Error, OSError):
+            return list(self._process.children(recursive=True))
+        return []
 
 
 def _reserved_bytes() -> int | None:

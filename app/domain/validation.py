@@ -75,10 +75,11 @@ class QueueForecast(FrozenModel):
     jobs_ahead: int = Field(description="Queued jobs of all projects that would start before it.")
     seconds: float | None = Field(
         description="Estimated time until it starts; 0 while a device that can run it is free. "
-        "Null where no registered worker can run it, where it needs several devices, where the "
-        "workers have CPUs and GPUs and it cannot run on all of them, while more jobs are ahead "
-        "than run on the devices that can run it, and while jobs of other projects run on them, "
-        "whose progress is not revealed."
+        "Null where no registered worker can run it, where it or a job ahead needs several "
+        "devices, while others are ahead and the workers have CPUs and GPUs and it cannot run on "
+        "all of them, while more jobs are ahead than run on the devices that can run it, while the "
+        "memory of their hosts is in use, and while jobs of other projects run on them, whose "
+        "progress is not revealed."
     )
 
 

@@ -136,8 +136,9 @@ def check_running(page: Page, resources: Resources, job_id: str) -> None:
     needed = estimates.validate_job(resources, OPERATOR, make_request()).gpu_bytes
     shown = page.evaluate(_BYTES, needed)
     expect(page.get_by_text("Held on the GPU")).to_be_visible()
-    expect(page.get_by_text(f"512 MiB of {shown} estimated")).to_be_visible()
+    expect(page.get_by_text("512 MiB of 24 GiB")).to_be_visible()
     expect(page.get_by_text("and 3 GiB of the host")).to_be_visible()
+    expect(page.get_by_text(f"needs at least {shown} of the GPU")).to_be_visible()
     page.get_by_role("link", name="host-7").click()
     worker = page.get_by_role("region", name="Worker host-7")
     expect(

@@ -168,6 +168,18 @@ def test_a_process_that_has_just_ended_holds_no_memory(monkeypatch: pytest.Monke
     assert resident == pytest.approx(psutil.Process().memory_info().rss, rel=0.05)
 
 
+@pytest.mark.parametrize("error", [psutil.AccessDenied(1), PermissionError(13, "/proc")])
+def test_where_the_system_hides_processes_the_memory_is_that_of_this_one(
+    monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def hidden(process: psutil.Process, recursive: bool) -> list[psutil.Process]:
+        raise error
+
+    monkeypatch.setattr(psutil.Process, "children", hidden)
+    resident = MemoryMeter().fields()["memory_bytes"]
+    assert resident == pytest.approx(psutil.Process().memory_info().rss, rel=0.05)
+
+
 @pytest.mark.parametrize(
     ("error", "code", "layer"),
     [

@@ -254,6 +254,15 @@ def test_a_prompt_to_the_result_of_several_gpus_runs_on_a_cpu(resources: Resourc
     assert read(resources, generation).state is GenerationState.SUCCEEDED
 
 
+@pytest.mark.parametrize(("devices", "gib", "claims"), [(2, 2, False), (2, 1, True), (1, 2, True)])
+def test_a_cpu_leaves_prompts_to_results_of_several_gpus_to_a_gpu_that_fits(
+    resources: Resources, devices: int, gib: int, claims: bool
+) -> None:
+    register(resources, "gpu-worker", gpu(gib))
+    prompted(resources, on_devices(resources, devices))
+    assert run(resources, ScriptedProcess(DENSE, COMPRESSED)) == claims
+
+
 @pytest.mark.parametrize("devices", [1, 2])
 @pytest.mark.parametrize(("gib", "device"), [(1, "cuda"), (0, "cpu")])
 def test_a_gpu_that_is_too_small_leaves_the_models_to_the_cpu(

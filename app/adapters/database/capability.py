@@ -59,6 +59,12 @@ def fits_host(host_bytes: int) -> ColumnElement[bool]:
     return host_bytes >= _HOST_BYTES
 
 
+def several_fit_a_gpu(registered: Iterable[Registration]) -> ColumnElement[bool]:
+    """Return the condition that a job needs several GPUs, and that a live one has their memory."""
+    gpus = [gpu for worker in registered for gpu in worker.devices if gpu.kind == "gpu"]
+    return and_(DEVICES > 1, _largest(gpus) >= _GPU_BYTES)
+
+
 def _lacks_a_device(registered: Sequence[Registration]) -> ColumnElement[bool]:
     """Return the condition that neither a CPU worker nor a GPU fits a job on `cpu` or `auto`."""
     devices = [(device, worker) for worker in registered for device in worker.devices]

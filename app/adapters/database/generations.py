@@ -18,10 +18,13 @@ from sqlalchemy import (
     func,
     insert,
     literal,
+    not_,
     select,
     update,
 )
 
+from app.adapters.database import workers
+from app.adapters.database.capability import several_fit_a_gpu
 from app.adapters.database.claim_conditions import claim_conditions
 from app.adapters.database.engine import Transaction
 from app.adapters.database.job_rows import from_now
@@ -131,13 +134,21 @@ def remove(transaction: Transaction, generation_id: str) -> bool:
 def claim_next(
     transaction: Transaction, owner: str, lease_seconds: float, slot: Slot | None
 ) -> GenerationRecord | None:
-    """Take the lease of the oldest queued generation whose job the slot could run on one device."""
+    """Take the lease of the oldest queued generation whose job the slot could run on one device.
+
+    A CPU leaves results of several GPUs to a GPU that fits: the memory that their jobs need on a
+    host is that of a compression, which has few layers at a time, and a prompt loads all of them.
+    """
+    conditions = [*claim_conditions(transaction, owner, slot, devices=literal(1))]
+    if slot is not None and slot.device.kind == "cpu":
+        registered = workers.live_registrations(transaction)
+        conditions.append(not_(several_fit_a_gpu(registered)))
     following = (
         select(generations.c.id)
         .join(jobs, jobs.c.id == generations.c.job_id)
         .where(
             generations.c.state.in_(TRANSITIONS[GenerationAction.CLAIM].sources),
-            *claim_conditions(transaction, owner, slot, devices=literal(1)),
+            *conditions,
         )
         .order_by(generations.c.id)
         .limit(1)

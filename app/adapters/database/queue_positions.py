@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from sqlalchemy import Float, SmallInteger, Text, and_, bindparam, func, or_, select
+from sqlalchemy import BigInteger, Float, SmallInteger, Text, and_, bindparam, func, or_, select
 
+from app.adapters.database.capability import DEVICES
 from app.adapters.database.engine import Transaction
 from app.adapters.database.tables import jobs
 from app.domain.job import Job
 from app.domain.lifecycle import LEASED, State
+from app.domain.worker import ANY_DTYPE, DeviceChoice, RequiredMemory, Requirement
 
 _LEAST = bindparam("least_priority", type_=SmallInteger)
 _UP_TO = or_(
@@ -49,6 +51,17 @@ def positions(transaction: Transaction, records: Iterable[Job]) -> dict[str, int
 
 
 @dataclass(frozen=True, kw_only=True)
+class Ahead:
+    """Queued jobs of all projects that would start before a new one."""
+
+    jobs: int
+    on_several_devices: int
+    """Those that need more than one device."""
+    host_bytes: int
+    """Sum of the memory that they need on hosts whose CPUs run them."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Occupant:
     """A job that a worker runs now."""
 
@@ -59,12 +72,18 @@ class Occupant:
     """Owner of its lease."""
     devices: tuple[int, ...]
     """Positions of its devices in the worker's registration."""
+    requirement: Requirement
 
 
-def count_ahead(transaction: Transaction, priority: int) -> int:
-    """Return the number of queued jobs of all projects that would start before a new one."""
-    query = select(func.count()).where(jobs.c.state == State.QUEUED, jobs.c.priority >= priority)
-    return int(transaction.scalar(query) or 0)
+def ahead_of(transaction: Transaction, priority: int) -> Ahead:
+    """Return the queued jobs that would start before a new one of this priority."""
+    query = select(
+        func.count(),
+        func.count().filter(DEVICES > 1),
+        func.coalesce(func.sum(jobs.c.host_bytes), 0).cast(BigInteger),
+    ).where(jobs.c.state == State.QUEUED, jobs.c.priority >= priority)
+    number, wide, host_bytes = transaction.execute(query).one()
+    return Ahead(jobs=number, on_several_devices=wide, host_bytes=host_bytes)
 
 
 def running(transaction: Transaction) -> list[Occupant]:
@@ -76,6 +95,11 @@ def running(transaction: Transaction) -> list[Occupant]:
         jobs.c.lease_owner,
         func.coalesce(jobs.c.device_number, 0).label("first_device"),
         jobs.c.further_device_numbers,
+        func.coalesce(jobs.c.compression["device"].astext, DeviceChoice.AUTO).label("device"),
+        func.coalesce(jobs.c.compression["dtype"].astext, ANY_DTYPE).label("dtype"),
+        DEVICES.label("devices"),
+        jobs.c.gpu_bytes,
+        jobs.c.host_bytes,
     ).where(jobs.c.state.in_(LEASED), jobs.c.lease_expires_at > func.now())
     return [
         Occupant(
@@ -83,6 +107,12 @@ def running(transaction: Transaction) -> list[Occupant]:
             seconds_left=row.seconds_left,
             worker=row.lease_owner,
             devices=(row.first_device, *(row.further_device_numbers or ())),
+            requirement=Requirement.named(
+                row.device,
+                row.dtype,
+                row.devices,
+                memory=RequiredMemory(gpu_bytes=row.gpu_bytes, host_bytes=row.host_bytes),
+            ),
         )
         for row in transaction.execute(query)
     ]

@@ -19,7 +19,17 @@ from app.services.queue_forecast import forecast
 from app.services.resources import Resources
 from intraslice_core.progress import Stage
 from tests.app.builders import make_request, queued
-from tests.app.fleets import CPU, cpu, enqueue, gpu, register, registration, slots, with_long_leases
+from tests.app.fleets import (
+    CPU,
+    HOST_BYTES,
+    cpu,
+    enqueue,
+    gpu,
+    register,
+    registration,
+    slots,
+    with_long_leases,
+)
 
 pytestmark = [pytest.mark.postgres, pytest.mark.broker]
 OTHER = replace(OPERATOR, project_id="other")
@@ -133,8 +143,8 @@ def test_a_job_on_several_devices_occupies_each_of_them(resources: Resources) ->
         ([gpu(24)] * 4, needs("gpu", devices=4), None),
         ([gpu(24), gpu(80)], needs("gpu", 40), 0.0),
         ([CPU, gpu(24)], needs("auto"), 0.0),
-        ([CPU, gpu(24)], needs("gpu"), None),
-        ([CPU, gpu(24)], needs("cpu"), None),
+        ([CPU, gpu(24)], needs("gpu"), 0.0),
+        ([CPU, gpu(24)], needs("cpu"), 0.0),
     ],
 )
 def test_the_start_on_idle_devices_is_forecast_only_if_the_job_can_use_them(
@@ -186,3 +196,68 @@ def test_every_place_of_a_usable_host_counts(resources: Resources) -> None:
         assert forecast(resources, OPERATOR.project_id, 5, needs("cpu", 32)).seconds == expected
         queued(resources)
         runs_for(resources, 30.0)
+
+
+@pytest.mark.parametrize(("kind", "seconds"), [("auto", 0.0), ("gpu", None), ("cpu", None)])
+def test_jobs_ahead_may_run_on_the_devices_of_the_other_kind(
+    resources: Resources, kind: str, seconds: float | None
+) -> None:
+    register(resources, "worker-1", cpu(128, jobs_at_once=2), gpu(24))
+    enqueue(resources)
+    queue = forecast(resources, OPERATOR.project_id, 5, needs(kind))
+    assert (queue.jobs_ahead, queue.seconds) == (1, seconds)
+
+
+def test_a_job_ahead_that_waits_for_several_devices_holds_up_those_behind_it(
+    resources: Resources,
+) -> None:
+    four = slots(*[gpu(24)] * 4)
+    register(resources, "worker-1", *(slot.device for slot in four))
+    enqueue(resources, device="gpu")
+    runs_for(resources, 90.0, FreeSlots.of(*four))
+    enqueue(resources, device="gpu", devices=4)
+
+    def expected(priority: int) -> float | None:
+        return forecast(resources, OPERATOR.project_id, priority, needs("gpu")).seconds
+
+    assert (expected(5), expected(9)) == (None, 0.0)
+    enqueue(resources, device="gpu")
+    free = FreeSlots(slots=four[1:], total=4)
+    assert claims.claim_next_job(resources, "worker-1", free) is None
+
+
+def test_a_host_whose_memory_is_in_use_starts_no_job_at_once(resources: Resources) -> None:
+    (slot,) = slots(cpu(64, jobs_at_once=3))
+    register(resources, "worker-1", slot.device)
+    enqueue(resources, host_gib=30)
+    runs_for(resources, 90.0, FreeSlots.of(slot))
+
+    def expected(gib: int, kind: str = "cpu") -> float | None:
+        return forecast(resources, OPERATOR.project_id, 5, needs(kind, gib)).seconds
+
+    assert (expected(34), expected(40), expected(40, "auto")) == (0.0, None, None)
+    waiting = enqueue(resources, host_gib=40)
+    assert claims.claim_next_job(resources, "worker-1", FreeSlots.of(slot)) is None
+    assert expected(1) is None, "the job ahead of it waits for memory"
+    jobs.cancel_job(resources, OPERATOR, waiting.id)
+    register(resources, "worker-2", cpu(48))
+    assert expected(40) == 0.0, "a worker with one job at a time has its memory"
+
+
+def test_jobs_on_gpus_leave_the_memory_of_their_host_to_jobs_on_its_cpu(
+    resources: Resources,
+) -> None:
+    pair = slots(gpu(24), gpu(24))
+    register(resources, "worker-1", *(slot.device for slot in pair))
+    enqueue(resources, device="gpu", gib=10, host_gib=100)
+    runs_for(resources, 90.0, FreeSlots.of(*pair))
+
+    def expected(gib: int) -> float | None:
+        return forecast(resources, OPERATOR.project_id, 5, needs("cpu", gib)).seconds
+
+    assert (expected(100), expected(HOST_BYTES // GIB)) == (0.0, 0.0)
+    register(resources, "worker-1", *(slot.device for slot in pair), gpu(24))
+    enqueue(resources, device="cpu", host_gib=100)
+    others = slots(gpu(24), gpu(24), gpu(24))[1:]
+    runs_for(resources, 90.0, FreeSlots(slots=others, total=3))
+    assert (expected(28), expected(29)) == (0.0, None)

@@ -38,10 +38,12 @@ function MemoryUse({ progress, expected, device, host }) {
   const onGpu = Number.isFinite(progress?.gpu_memory_bytes);
   const held = onGpu ? progress.gpu_memory_bytes : progress?.memory_bytes;
   if (!held) return null;
-  // Without memory of its GPU, a job has yet to load the model or runs on the host's CPU: neither estimate is certain.
-  const estimate = onGpu ? expected?.gpu_bytes : device.kind === "cpu" ? expected?.estimate?.peak_memory_bytes : null;
-  const most = estimate || (onGpu ? device.memory_bytes : host);
-  return html`<div><p class="spread small"><span class="sub">${onGpu ? "Held on the GPU" : "Held by the job"}</span><span>${bytes(held)} of ${bytes(most)}${estimate ? " estimated" : ""}</span></p>
-    <${Bar} part=${held / most} label=${`${bytes(held)} of ${bytes(most)}`} />
-    ${onGpu && progress.memory_bytes ? html`<p class="hint">and ${bytes(progress.memory_bytes)} of the host</p>` : null}</div>`;
+  const most = onGpu ? device.memory_bytes : host;
+  // Without memory of its GPU, a job has yet to load the model or runs on the host's CPU: neither need is certain.
+  const least = onGpu ? expected?.gpu_bytes : device.kind === "cpu" ? expected?.estimate?.least_memory_bytes : null;
+  const shown = `${bytes(held)} of ${bytes(most)}`;
+  return html`<div><p class="spread small"><span class="sub">${onGpu ? "Held on the GPU" : "Held by the job"}</span><span>${shown}</span></p>
+    <${Bar} part=${held / most} label=${shown} />
+    ${onGpu && progress.memory_bytes ? html`<p class="hint">and ${bytes(progress.memory_bytes)} of the host</p>` : null}
+    ${least ? html`<p class="hint">needs at least ${bytes(least)}${onGpu ? " of the GPU" : ""}</p>` : null}</div>`;
 }

@@ -39,7 +39,7 @@ _KEY_DIGITS = 16
 _TRIALS = "trials"
 """Fact of a layer: its trial cuts as JSON."""
 _TRIAL = "trial."
-"""Begin of the names of the hidden states of a layer's trial cuts."""
+"""Prefix of the names of the hidden states of a layer's trial cuts."""
 _CONTENT = "measured layers"
 
 

@@ -113,8 +113,8 @@ Each one replaces the one before in the store.
 
 
 MEASURED_PREFIX, SENSITIVITY_PREFIX = "measured-", "sensitivity-"
-"""Prefixes of the names of files with the sensitivity of one layer, and of all layers, as the engine
-writes them.
+"""Prefixes of the names of files with the sensitivity of one layer, and of all layers, as the
+engine writes them.
 
 Files of one layer are uploaded because measuring the layer again takes minutes, and they are
 smaller than compressed layers. The file of all layers replaces them in the store. The gradients

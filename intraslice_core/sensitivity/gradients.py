@@ -40,7 +40,7 @@ GROUP_SEQUENCES = 8
 """Number of sequences whose gradients are summed before squaring, as in arXiv 2602.01975."""
 
 GRADIENTS_NAME = "gradients-"
-"""Prefix of the names of the files of `GradientFiles`, after their prefix."""
+"""Start of the names of the files of `GradientFiles`, after their prefix."""
 _KEY, _PARTS = "key", "parts"
 """Facts of a file that resumes."""
 _TOKENS_AT_ONCE = 1024

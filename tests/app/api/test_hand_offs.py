@@ -15,7 +15,7 @@ from pydantic import SecretStr
 from sqlalchemy import text
 
 from app.adapters.database.hub_repositories import own_repository
-from app.domain.errors import IllegalTransitionError, InvalidRequestError
+from app.domain.errors import InvalidRequestError
 from app.domain.lifecycle import State
 from app.domain.principal import OPERATOR, Principal, Scope
 from app.domain.registry_hand_off import HandOff
@@ -198,15 +198,6 @@ def test_a_repository_stays_the_projects_after_the_job_is_deleted(deployed: Reso
     with deployed.database.transaction() as transaction:
         transaction.execute(text("DELETE FROM jobs"))
     assert_taken(pusher(deployed, OPERATOR), "small")
-
-
-def test_a_rejected_request_reserves_no_repository(deployed: Resources) -> None:
-    failed = in_state(deployed, State.FAILED)
-    with pytest.raises(IllegalTransitionError):
-        registry_hand_offs.request_hand_off(
-            deployed, OPERATOR, failed.id, HandOffTarget.HUB, "small"
-        )
-    assert pusher(deployed, OTHER)("small").name == "small"
 
 
 def test_projects_share_the_names_of_mlflow(deployed: Resources) -> None:

@@ -31,7 +31,7 @@ from app.domain.errors import (
     RepositoryTakenError,
     ServiceError,
 )
-from app.domain.job import Job, JobRecord
+from app.domain.job import JobRecord
 from app.domain.lifecycle import State
 from app.domain.principal import DEFAULT_PROJECT, Principal
 from app.domain.registry_hand_off import (
@@ -173,7 +173,7 @@ def _repository(settings: Settings, name: str) -> str:
     return f"{settings.handoff_hub_namespace}/{name}"
 
 
-def _default_name(settings: Settings, job: Job) -> str | None:
+def _default_name(settings: Settings, job: JobRecord) -> str | None:
     """Return the name of the job's checkpoint; None if the deployment's template is invalid."""
     config = job.compression
     try:
@@ -190,7 +190,7 @@ def _default_name(settings: Settings, job: Job) -> str | None:
         return None
 
 
-def _places(settings: Settings, job: Job) -> tuple[HandOffPlace, ...]:
+def _places(settings: Settings, job: JobRecord) -> tuple[HandOffPlace, ...]:
     """Return the configured targets with the name that the job's checkpoint gets there."""
     name = _default_name(settings, job)
     if name is None:

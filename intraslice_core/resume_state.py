@@ -36,18 +36,18 @@ _TOKENS = "tokens"
 _RECOVERY_TOKENS = "recovery-tokens"
 _HIDDEN_STATES = "hidden-states"
 LOCAL_PREFIX = "local-"
-"""Begin of the names of further files that stay on their machine."""
+"""Prefix of the names of further files that stay on their machine."""
 _WORK = f"{LOCAL_PREFIX}work"
 MEASURED_PREFIX = "measured-"
-"""Begin of the names of files with the sensitivity of a layer, needed until all are measured."""
+"""Prefix of the names of files with the sensitivity of a layer, needed until all are measured."""
 TRAINING_PREFIX = "training-"
-"""Begin of the names of files with the state of a training: its number of steps in eight digits
+"""Prefix of the names of files with the state of a training: its number of steps in eight digits
 follows, so that the newest is the last by name."""
 _KEPT_TRAINING_FILES = 2
 """Newest states of a training that are kept: the last one may be in the course of being copied."""
 _PAIRS, _BASIS = "kept_pairs", "residual_basis"
 _PARTS = "residual_parts."
-"""Begin of the names of a layer's indices into the residual stream."""
+"""Prefix of the names of a layer's indices into the residual stream."""
 _WARNINGS = "warnings"
 
 
@@ -157,7 +157,7 @@ class ResumeState:
 
         Args:
             prefix: begin of their names.
-            but: begin of the names of those that stay; None removes all.
+            but: prefix of the names of those that stay; None removes all.
         """
         for file in self.directory.glob(f"{prefix}*{SUFFIX}"):
             if but is None or not file.name.startswith(but):

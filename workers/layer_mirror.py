@@ -35,9 +35,14 @@ class LayerMirror:
             StoreUnavailableError: if the store does not answer.
         """
         stored = layer_files.fetch(self._resources, self._job, self.directory)
+        is_measured = any(name.startswith(SENSITIVITY_PREFIX) for name in stored)
         for name in sorted(file.name for file in self.directory.glob("[!.]*")):
-            if name not in stored and not _is_local(name) and not _is_training(name):
-                self._names.put(name)
+            # The stored sensitivity of all layers has replaced those of single layers, which a
+            # crash may have left here.
+            is_replaced = is_measured and name.startswith(MEASURED_PREFIX)
+            if name in stored or is_replaced or _is_local(name) or _is_training(name):
+                continue
+            self._names.put(name)
         # A state in the store may be newer, and each one that is uploaded replaces it.
         states = sorted(file.name for file in self.directory.glob(f"{TRAINING_PREFIX}*"))
         if states and not any(map(_is_training, stored)):
@@ -98,22 +103,23 @@ Uploading the hidden states would take longer than computing them again.
 """
 
 LOCAL_PREFIX = "local-"
-"""Begin of the names of other files that stay on this machine, as the engine writes them."""
+"""Prefix of the names of other files that stay on this machine, as the engine writes them."""
 
 TRAINING_PREFIX = "training-"
-"""Begin of the names of files with the state of a training, as the engine writes them.
+"""Prefix of the names of files with the state of a training, as the engine writes them.
 
 Each one replaces the one before in the store.
 """
 
 
 MEASURED_PREFIX, SENSITIVITY_PREFIX = "measured-", "sensitivity-"
-"""Begins of the names of files with the sensitivity of one layer, and of all, as the engine writes
-them.
+"""Prefixes of the names of files with the sensitivity of one layer, and of all layers, as the
+engine writes them.
 
-Layers are uploaded, as another machine would measure them anew for minutes, and are smaller than
-compressed ones. All of them are superfluous once the whole is in the store. The gradients are
-local: they are larger than the model, and computed again in a fifth of the measurement's time.
+Files of one layer are uploaded because measuring the layer again takes minutes, and they are
+smaller than compressed layers. The file of all layers replaces them in the store. The gradients
+stay on this machine: they are larger than the model, and computing them again takes a fifth of
+the measurement's time.
 """
 
 
@@ -126,7 +132,7 @@ def _is_training(name: str) -> bool:
 
 
 def _replaced(name: str) -> str | None:
-    """Return the begin of the names of the files that one replaces in the store; None if none."""
+    """Return the prefix of the names of the files that a file replaces in the store, or None."""
     if _is_training(name):
         return TRAINING_PREFIX
     return MEASURED_PREFIX if name.startswith(SENSITIVITY_PREFIX) else None

@@ -147,10 +147,19 @@ def pause(attempts: int) -> timedelta:
     return min(doubled, _LONGEST_PAUSE)
 
 
-def registered_name(template: str, *, model: str, ratio: float | None, target: str) -> str:
-    """Return a name from `{model}`, `{ratio}` and `{target}` that every registry accepts.
+def registered_name(
+    template: str, *, model: str, ratio: float | None, target: str, project: str | None = None
+) -> str:
+    """Return a name from `{model}`, `{ratio}`, `{target}` and `{project}` for any registry.
 
     It matches `NAME_PATTERN`, so that clients can send it back as the requested name.
+
+    Args:
+        template: text with these fields in braces.
+        model: reference, of which the last part is taken.
+        ratio: compression ratio; None where a size was requested.
+        target: target of the compression.
+        project: project of the job; None where there is none, and the template may not name it.
 
     Raises:
         ValueError: if the template has another field, or no valid character is left.
@@ -160,10 +169,11 @@ def registered_name(template: str, *, model: str, ratio: float | None, target: s
         "model": _valid(last) or _UNNAMED,
         "ratio": "size" if ratio is None else f"{ratio:g}",
         "target": target,
-    }
+    } | ({} if project is None else {"project": project})
     named = {field for _, field, _, _ in Formatter().parse(template) if field is not None}
     if not named <= values.keys():
-        raise ValueError(f"{template!r} may name {{model}}, {{ratio}} and {{target}} only")
+        *first, last_field = (f"{{{field}}}" for field in values)
+        raise ValueError(f"{template!r} may name {', '.join(first)} and {last_field} only")
     name = _valid(template.format_map(values))
     if not name:
         raise ValueError(f"nothing is left of the name {template!r}")

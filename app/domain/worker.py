@@ -264,14 +264,14 @@ def usable_devices(
     Returns:
         The devices by their positions; none where `waiting_reason` names a reason.
     """
-    asks_for = requirement.device
+    requested = requirement.device
     needed = requirement.memory.host_bytes or 0
     fitting: dict[DevicePosition, Device] = {}
     hosting: dict[DevicePosition, Device] = {}
     for worker in workers:
-        has_memory = asks_for is not DeviceChoice.GPU and needed <= worker.host_memory_bytes
+        has_memory = requested is not DeviceChoice.GPU and needed <= worker.host_memory_bytes
         for number, device in enumerate(worker.devices):
-            on_gpu = asks_for is not DeviceChoice.CPU and device.fits(requirement)
+            on_gpu = requested is not DeviceChoice.CPU and device.fits(requirement)
             if on_gpu or (device.kind == "cpu" and has_memory):
                 fitting[worker.id, number] = device
             elif has_memory:

@@ -29,7 +29,7 @@ def keep(resources: Resources, job: JobRecord, file: Path, *, replaces: str | No
         resources: store and database.
         job: owner of the file, as claimed.
         file: on this machine; it does not change any more.
-        replaces: begin of the names of files that this one makes superfluous; they are removed.
+        replaces: prefix of the names of files that this one makes superfluous; they are removed.
 
     Raises:
         LeaseLostError: if another worker claimed the job.

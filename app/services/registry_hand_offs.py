@@ -31,9 +31,9 @@ from app.domain.errors import (
     RepositoryTakenError,
     ServiceError,
 )
-from app.domain.job import Job, JobRecord
+from app.domain.job import JobRecord
 from app.domain.lifecycle import State
-from app.domain.principal import Principal
+from app.domain.principal import DEFAULT_PROJECT, Principal
 from app.domain.registry_hand_off import (
     TRIES,
     DueHandOff,
@@ -51,6 +51,7 @@ from app.services.resources import Resources
 from app.settings import Settings
 from app.telemetry import get_logger, metrics
 from intraslice_core.errors import ConfigurationError, IntraSliceError
+from intraslice_core.reports.references import recorded_reference
 from intraslice_core.reports.schema import CompressionReport
 
 _LEASE = timedelta(minutes=2)
@@ -85,7 +86,9 @@ def require_usable(settings: Settings) -> None:
         ConfigurationError: naming the variable.
     """
     try:
-        registered_name(settings.handoff_name, model="m", ratio=0.5, target="research")
+        registered_name(
+            settings.handoff_name, model="m", ratio=0.5, target="research", project=DEFAULT_PROJECT
+        )
     except ValueError as error:
         raise ConfigurationError(str(error), field="INTRASLICE_HANDOFF_NAME") from error
 
@@ -170,12 +173,16 @@ def _repository(settings: Settings, name: str) -> str:
     return f"{settings.handoff_hub_namespace}/{name}"
 
 
-def _default_name(settings: Settings, job: Job) -> str | None:
+def _default_name(settings: Settings, job: JobRecord) -> str | None:
     """Return the name of the job's checkpoint; None if the deployment's template is invalid."""
     config = job.compression
     try:
         return registered_name(
-            settings.handoff_name, model=job.model.ref, ratio=config.ratio, target=config.target
+            settings.handoff_name,
+            model=recorded_reference(job.model.ref),  # as the report names it, and the push
+            ratio=config.ratio,
+            target=config.target,
+            project=job.project_id,
         )
     except ValueError as error:
         # No worker starts with such a template.
@@ -183,7 +190,7 @@ def _default_name(settings: Settings, job: Job) -> str | None:
         return None
 
 
-def _places(settings: Settings, job: Job) -> tuple[HandOffPlace, ...]:
+def _places(settings: Settings, job: JobRecord) -> tuple[HandOffPlace, ...]:
     """Return the configured targets with the name that the job's checkpoint gets there."""
     name = _default_name(settings, job)
     if name is None:
@@ -233,44 +240,62 @@ def _send(resources: Resources, due: DueHandOff, directory: Path) -> HandedOff:
         # It was requested from an API server with other settings; another worker may have them.
         raise HandOffError(f"this worker has no {due.target} server: set {_SETTINGS[due.target]}")
     facts, report = read_facts(directory)
-    name = due.name or _name(settings, report)
+    project_id = _project_id(resources, due)
+    name = due.name or _name(settings, report, project_id)
     if due.target is HandOffTarget.MLFLOW:
         return register_version(directory, facts, uri=settings.handoff_mlflow_uri, name=name)
     repository, token = _repository(settings, name), settings.handoff_hub_token
-    _own_repository(resources, due, repository)
-    return push_checkpoint(
-        directory,
-        facts,
-        repository=repository,
-        # The name, or the model's in a default name, is the caller's, the token the deployment's:
-        # it may write to any repository.
-        only_results=True,
-        endpoint=settings.handoff_hub_endpoint or None,
-        token=token.get_secret_value() if token else None,
-        private=settings.handoff_hub_private,
-    )
+    with _owned_repository(resources, project_id, repository):
+        return push_checkpoint(
+            directory,
+            facts,
+            repository=repository,
+            # The name, or the model's in a default name, is the caller's, the token the
+            # deployment's: it may write to any repository.
+            only_results=True,
+            endpoint=settings.handoff_hub_endpoint or None,
+            token=token.get_secret_value() if token else None,
+            private=settings.handoff_hub_private,
+        )
 
 
-def _own_repository(resources: Resources, due: DueHandOff, repository: str) -> None:
-    """Reserve the repository for the job's project before any file is written to it.
-
-    Automatic hand-offs are not requested, and those of older API servers reserved nothing.
-    """
+def _project_id(resources: Resources, due: DueHandOff) -> str:
     with resources.database.transaction() as transaction:
         job = jobs.find(transaction, due.job_id)
-        if job is None:
-            raise JobNotFoundError
-        if not hub_repositories.own_repository(transaction, job.project_id, repository):
+    if job is None:
+        raise JobNotFoundError
+    return job.project_id
+
+
+@contextmanager
+def _owned_repository(resources: Resources, project_id: str, repository: str) -> Iterator[None]:
+    """Reserve the repository for the job's project before any file is written to it.
+
+    Automatic hand-offs are not requested, and those of older API servers reserved nothing. A
+    repository that holds files of others, and no result, is freed: it is nobody's here.
+    """
+    with resources.database.transaction() as transaction:
+        if not hub_repositories.own_repository(transaction, project_id, repository):
             raise RepositoryTakenError(
                 f"the repository {repository} belongs to another project: request another name"
             )
+    try:
+        yield
+    except RepositoryTakenError:
+        with resources.database.transaction() as transaction:
+            hub_repositories.free_repository(transaction, project_id, repository)
+        raise
 
 
-def _name(settings: Settings, report: CompressionReport) -> str:
+def _name(settings: Settings, report: CompressionReport, project_id: str) -> str:
     config = report.config
     try:
         return registered_name(
-            settings.handoff_name, model=report.model, ratio=config.ratio, target=config.target
+            settings.handoff_name,
+            model=report.model,
+            ratio=config.ratio,
+            target=config.target,
+            project=project_id,
         )
     except ValueError as error:
         raise HandOffError(str(error)) from error

@@ -30,7 +30,8 @@ class IntegrationSettings(SettingsGroup):
     )
     handoff_name: str = Field(
         default="{model}-{ratio}-{target}",
-        description="Name of registered models (template; default {model}-{ratio}-{target})",
+        description="Name of registered models and repositories (template of {model}, {ratio}, "
+        "{target} and {project}; default {model}-{ratio}-{target})",
     )
     handoff_automatic: bool = Field(
         default=True,

@@ -14,7 +14,7 @@ from intraslice_core.sensitivity.measurement import MEASUREMENT, ModelSensitivit
 from intraslice_core.sensitivity.sensitivity_file import load_sensitivity, save_sensitivity
 
 SENSITIVITY_PREFIX = "sensitivity-"
-"""Begin of the names of cached sensitivities."""
+"""Prefix of the names of cached sensitivities."""
 
 
 def cached_sensitivity(

@@ -41,7 +41,7 @@ _KEY_DIGITS = 16
 _TRIALS = "trials"
 """Metadata key of a layer's trial cuts, as JSON."""
 _TRIAL = "trial."
-"""Begin of the names of the hidden states of a layer's trial cuts."""
+"""Prefix of the names of the hidden states of a layer's trial cuts."""
 _HEADS, _NEURONS = "heads.", "neurons."
 """Prefixes of the names of a layer's scores; its number follows."""
 _CONTENT = "measured layers"

@@ -40,7 +40,7 @@ GROUP_SEQUENCES = 8
 """Number of sequences whose gradients are summed before squaring, as in arXiv 2602.01975."""
 
 GRADIENTS_NAME = "gradients-"
-"""Begin of the names of the files of `GradientFiles`, after their prefix."""
+"""Start of the names of the files of `GradientFiles`, after their prefix."""
 _KEY, _PARTS = "key", "parts"
 """Facts of a file that resumes."""
 _TOKENS_AT_ONCE = 1024
@@ -103,7 +103,7 @@ class GradientFiles:
 
     directory: Path
     prefix: str = ""
-    """Begin of the files' names."""
+    """Prefix of the names of the files."""
     key: str = ""
     """Digest of everything that the gradients depend on; without it nothing resumes."""
 

@@ -128,6 +128,23 @@ def test_the_whole_sensitivity_replaces_its_layers_of_which_some_are_gone(
     assert objects(resources, job) == {whole}
 
 
+def test_layers_that_a_crash_left_beside_the_stored_sensitivity_are_not_uploaded_again(
+    resources: Resources,
+) -> None:
+    job = running(resources)
+    mirror = mirror_of(resources, job)
+    mirror.start()
+    whole = f"{SENSITIVITY_PREFIX}abcd.safetensors"
+    finish(mirror, f"{MEASURED_PREFIX}abcd-00000.safetensors", whole)
+    mirror.add(whole)
+    mirror.flush()
+    again = mirror_of(resources, job)
+    finish(again, "tokens.safetensors")
+    again.start()
+    again.flush()
+    assert objects(resources, job) == {whole, "tokens.safetensors"}
+
+
 def test_the_names_of_files_are_the_engines() -> None:
     assert resume_state.LOCAL_PREFIX == LOCAL_PREFIX
     assert resume_state.TRAINING_PREFIX == TRAINING_PREFIX

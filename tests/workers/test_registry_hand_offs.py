@@ -180,7 +180,8 @@ def test_a_repository_with_files_of_others_fails_the_hand_off_at_once(
     manual = with_settings(pushing, handoff_automatic=False)
     job = succeed(manual, tmp_path / "small")
     foreign = Repository(private=True, files={"model.safetensors": b"of the company"})
-    hub.repositories[f"acme/{name or 'Big-1B-0.3-research'}"] = foreign
+    repository = f"acme/{name or 'Big-1B-0.3-research'}"
+    hub.repositories[repository] = foreign
     registry_hand_offs.request_hand_off(manual, OPERATOR, job.id, HandOffTarget.HUB, name)
     assert perform_due_hand_off(manual) == 1
     (failed,) = listed(manual, job)
@@ -188,6 +189,10 @@ def test_a_repository_with_files_of_others_fails_the_hand_off_at_once(
     assert "contains files that this service did not write" in (failed.error or "")
     assert foreign.files == {"model.safetensors": b"of the company"}
     assert foreign.commits == []
+    # No project owns it: the next one is told the same reason.
+    with manual.database.transaction() as transaction:
+        owned = transaction.scalars(text("SELECT repository FROM hub_repositories")).all()
+    assert repository.lower() not in owned
 
 
 def test_an_automatic_hand_off_does_not_overwrite_the_result_of_another_project(
@@ -208,6 +213,19 @@ def test_an_automatic_hand_off_does_not_overwrite_the_result_of_another_project(
     assert (failed.state, failed.attempts) == (HandOffState.FAILED, 1)
     assert "acme/Big-1B-0.3-research belongs to another project" in (failed.error or "")
     assert (repository.files, len(repository.commits)) == (files, 1)
+
+
+def test_projects_push_results_of_the_same_model_where_the_name_contains_the_project(
+    pushing: Resources, hub: Hub, tmp_path: Path
+) -> None:
+    by_project = with_settings(pushing, handoff_name="{project}-{model}-{ratio}")
+    for project in ("team-a", "team-b"):
+        job = succeed(by_project, tmp_path / project)
+        with by_project.database.transaction() as transaction:
+            moved = text("UPDATE jobs SET project_id = :project WHERE id = :job")
+            transaction.execute(moved, {"project": project, "job": job.id})
+        assert perform_due_hand_off(by_project) == 1
+    assert set(hub.repositories) == {"acme/team-a-Big-1B-0.3", "acme/team-b-Big-1B-0.3"}
 
 
 def test_a_newer_result_of_the_project_is_another_commit_under_the_default_name(

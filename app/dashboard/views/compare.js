@@ -24,7 +24,7 @@ export function Compare({ query }) {
   if (!jobs) return html`<${PageHead} trail=${trail} title="Compare" /><${Empty} title="Nothing to compare yet.">Select two or more jobs in the <a href="#/jobs">list</a>.<//>`;
   if (!data) return html`<${PageHead} trail=${trail} title="Compare" /><${Fault} error=${error} />${error ? null : html`<${Loading} what="the comparison" />`}`;
   const names = namesOf(data, offer);
-  const columns = data.jobs.map((/** @type {any} */ job, /** @type {number} */ at) => html`<a href=${`#/jobs/${job.id}`}>${names[at]}${job.labels.name ? html`<span class="hidden"> ${job.id}</span>` : null}</a>`);
+  const columns = data.jobs.map((/** @type {any} */ job, /** @type {number} */ at) => html`<a href=${`#/jobs/${job.id}`}>${names[at]}${names[at] === job.id ? null : html`<span class="hidden"> ${job.id}</span>`}</a>`);
   const settings = data.settings
     .filter((/** @type {any} */ row) => row.differs || !onlyDifferences)
     .map((/** @type {any} */ row) => ({ name: settingName(row.name), cells: row.values.map((/** @type {any} */ value) => (row.name.endsWith("method") ? methodTitle(offer, value) : settingValue(row.name, value, uploads))) }));
@@ -39,16 +39,21 @@ export function Compare({ query }) {
     ${settings.length ? html`<div class="card"><${Columns} label="Settings" columns=${columns} rows=${settings} /></div>` : html`<p class="sub">None.</p>`}`;
 }
 
-/** Names of the compared jobs; those of one name also by percentage and method. @param {any} data @param {any} offer @returns {string[]} */
+/**
+ * Names of the compared jobs; those without one, or of the same, by percentage and method, else by id.
+ * @param {any} data @param {any} offer @returns {string[]}
+ */
 function namesOf(data, offer) {
-  const names = data.jobs.map((/** @type {any} */ job) => job.labels.name || job.id);
   const setting = (/** @type {string} */ name) => data.settings.find((/** @type {any} */ row) => row.name === name);
   const [ratios, methods] = [setting("compression.ratio"), setting("compression.method")];
-  return names.map((/** @type {string} */ name, /** @type {number} */ at) => {
-    if (names.indexOf(name) === names.lastIndexOf(name)) return name;
+  const given = data.jobs.map((/** @type {any} */ job) => job.labels.name || "");
+  const isUnique = (/** @type {string[]} */ names, /** @type {string} */ name) => name !== "" && names.indexOf(name) === names.lastIndexOf(name);
+  const described = given.map((/** @type {string} */ name, /** @type {number} */ at) => {
+    if (isUnique(given, name)) return name;
     const parts = [ratios?.values[at] ? share(ratios.values[at]) : "", methods?.differs ? methodTitle(offer, methods.values[at]) : ""];
     return [name, ...parts].filter(Boolean).join(" · ");
   });
+  return described.map((/** @type {string} */ name, /** @type {number} */ at) => (isUnique(described, name) ? name : data.jobs[at].id));
 }
 
 /**

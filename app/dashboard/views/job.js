@@ -97,7 +97,7 @@ function useNotification(job, uploads) {
 /** @param {{ job: any, events: any[], uploads: import("../words.js").Names, service: any, restart: () => void, reload: () => void }} props */
 function Head({ job, events, uploads, service, restart, reload }) {
   const worked = workSeconds(events);
-  const about = html`${describedModel(job.model, uploads)} · ${requestedAmount(job.compression)} ${job.compression.ratio === null || job.compression.ratio === undefined ? "" : "removed "}· runs in ${runsIn(job.compression.target)} · <${Moment} moment=${job.created_at} text=${`Created ${ago(job.created_at)}`} />${worked ? ` · ${ENDED.includes(job.state) ? "took" : "worked"} ${duration(worked)}` : ""} · <span class="mono">${job.id}</span> <${Copy} text=${job.id} what="the job's id" />`;
+  const about = html`${describedModel(job.model, uploads)} · ${requestedAmount(job.compression)} ${job.compression.ratio === null || job.compression.ratio === undefined ? "" : "removed "}· runs in ${runsIn(job.compression.target)} · <${Moment} moment=${job.created_at} text=${`Created ${ago(job.created_at)}`} />${worked ? ` · ${ENDED.includes(job.state) ? "took" : "worked"} ${duration(worked)}` : ""} · <span class="together"><span class="mono">${job.id}</span> <${Copy} text=${job.id} what="the job's id" /></span>`;
   return html`<${PageHead} trail=${[["#/jobs", "Jobs"], ...(job.sweep_id ? [[`#/sweeps/${job.sweep_id}`, "Sweep"]] : [])]} title=${html`${titleOf(job, uploads)} <${State} state=${job.state} />`} about=${about}>
     <${Buttons} job=${job} mayWrite=${service?.scopes.includes("write")} restart=${restart} reload=${reload} />
   <//>`;

@@ -55,6 +55,23 @@ def test_reads_are_not_logged(tenant: Tenant) -> None:
     assert lines(tenant) == []
 
 
+def test_estimates_are_logged_only_if_the_key_may_not_make_them(tenant: Tenant) -> None:
+    dead = key_of(tenant.resources, Scope.WRITE, "search")
+    revoke_key(tenant.resources, tenant.principal, dead.id)
+    statuses = [
+        tenant.client.post("/v1/jobs:validate", json=body, headers=headers).status_code
+        for body, headers in (
+            (BODY, tenant.headers()),
+            ({}, tenant.headers()),
+            (BODY, bearer(dead)),
+        )
+    ]
+    assert statuses == [200, 422, 401]
+    assert [(line["route"], line["status"]) for line in lines(tenant)] == [
+        ("/v1/jobs:validate", 401)
+    ]
+
+
 def test_rejected_requests_are_logged_if_their_key_is_identified(tenant: Tenant) -> None:
     client, absent = tenant.client, "job_" + "0" * 26
     client.post("/v1/jobs", json=BODY, headers=tenant.headers(Scope.READ))

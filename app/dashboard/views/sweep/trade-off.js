@@ -119,5 +119,5 @@ function seriesOf(sweep, dots, offer) {
     original,
     { name: "Best trade-off", colour: "--s1", values: values((dot) => dot.job !== null && !dot.dominated) },
     { name: "Beaten on size and quality", colour: "--s2", values: values((dot) => dot.dominated) },
-  ];
+  ].filter((series) => series.values.some((value) => value !== null));
 }

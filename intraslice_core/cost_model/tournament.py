@@ -273,5 +273,8 @@ def _reason(candidate: Candidate, trials: float) -> str:
     """Return why a candidate does not enter a tournament whose trials take `trials` seconds."""
     own = candidate.own_seconds
     if trials > BUDGET_SHARE * own:
-        return f"the trials ({trials:.3g} s) take too long beside its own run ({own:.3g} s)"
+        return (
+            f"the trials ({trials:.3g} s) would take more than {BUDGET_SHARE:.0%} of its own run "
+            f"({own:.3g} s)"
+        )
     return f"its trial ({candidate.trial_seconds:.3g} s) does not fit beside the others"

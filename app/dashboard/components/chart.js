@@ -151,6 +151,7 @@ function drawLabels(plot, labels) {
   ctx.save();
   ctx.font = `600 ${12 * scale}px ${colour("--sans")}`;
   ctx.fillStyle = colour("--text");
+  ctx.textAlign = "left";
   for (const label of labels) {
     const [x, y] = [plot.valToPos(label.x, "x", true), plot.valToPos(label.y, "y", true)];
     const [gap, width] = [10 * scale, ctx.measureText(label.text).width];

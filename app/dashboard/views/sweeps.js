@@ -123,7 +123,7 @@ function row(sweep, point, texts, best, offer) {
     nats(point.kl),
     percent(point.top1_agreement),
     times(point.decode_speedup),
-    point.seconds === null ? "–" : duration(point.seconds),
+    point.seconds === null ? "–" : html`<span class="pair">${duration(point.seconds)}</span>`,
     bytes(point.peak_memory_bytes),
   ];
 }

@@ -15,6 +15,8 @@ import torch
 from safetensors import safe_open
 
 from intraslice_core import pipeline
+from intraslice_core.allocation import shapes
+from intraslice_core.allocation.context import AllocationContext
 from intraslice_core.allocation.search import TrialCompression
 from intraslice_core.config import CalibrationConfig, CompressionConfig
 from intraslice_core.errors import CompressionCancelledError, NumericalError
@@ -75,6 +77,11 @@ def cancelled_after(checks: int) -> Callable[[], bool]:
         return count > checks
 
     return should_cancel
+
+
+def has_measured_two_layers(state: Path) -> Callable[[], bool]:
+    """Return a check that cancels the run once the sensitivity of the second layer is saved."""
+    return lambda: bool([*state.glob("measured-*-00001.safetensors")])
 
 
 def files_of(checkpoint: Path) -> dict[str, str]:
@@ -411,13 +418,7 @@ def test_a_run_that_is_stopped_while_it_measures_resumes_with_the_next_layer(
     monkeypatch.setattr(_LayerPass, "sensitivity", counted)
     state = ResumeState(directory=place, hidden_states_every_seconds=NEVER)
     with pytest.raises(CompressionCancelledError):
-        compress(
-            dense,
-            tmp_path / "out",
-            settings,
-            state,
-            lambda: bool([*place.glob("measured-*-00001.safetensors")]),
-        )
+        compress(dense, tmp_path / "out", settings, state, has_measured_two_layers(place))
     assert "hidden-states.safetensors" in saved(place)
     assert [name for name in saved(place) if name.startswith("local-gradients-")]
     events: list[ProgressEvent] = []
@@ -453,17 +454,19 @@ def test_layers_measured_with_a_lowered_batch_are_kept(
         measured.append(self.layer)
         return measure(self, *arguments)
 
+    choose = shapes._measured
+
+    def choose_after_a_stage_that_lowered(context: AllocationContext, *arguments: Any) -> Any:
+        context.batch.size = 2
+        return choose(context, *arguments)
+
     monkeypatch.setattr(_LayerPass, "sensitivity", measure_in_little_memory)
     settings, place = config(allocation="lagrangian"), tmp_path / "state"
     state = ResumeState(directory=place, hidden_states_every_seconds=NEVER)
-    with pytest.raises(CompressionCancelledError):
-        compress(
-            dense,
-            tmp_path / "out",
-            settings,
-            state,
-            lambda: bool([*place.glob("measured-*-00001.safetensors")]),
-        )
+    with monkeypatch.context() as first:
+        first.setattr(shapes, "_measured", choose_after_a_stage_that_lowered)
+        with pytest.raises(CompressionCancelledError):
+            compress(dense, tmp_path / "out", settings, state, has_measured_two_layers(place))
     calls.clear()  # another process, whose device is as small
     compress(dense, tmp_path / "out", settings, ResumeState(directory=place))
     assert calls == [2, 2]
@@ -491,7 +494,7 @@ def test_a_run_that_shares_its_sensitivity_leaves_no_parts_and_has_a_copy(
         return [name for name in saved(state) if name.startswith(("measured-", "local-gr"))]
 
     with pytest.raises(CompressionCancelledError):
-        run(place, lambda: bool([*place.glob("measured-*-00001.safetensors")]))
+        run(place, has_measured_two_layers(place))
     assert run(tmp_path / "other") == []
     monkeypatch.setattr(_LayerPass, "sensitivity", None)  # nothing is measured again
     assert run(place) == []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from contextlib import closing
 from datetime import timedelta
 from itertools import count
 from typing import cast
@@ -56,12 +57,11 @@ def test_a_rank_that_cannot_connect_ends_those_that_start_later(
     with pytest.raises(RankFailedError, match="not all 2 processes started"), connected_ranks(CPU):
         raise AssertionError("connected to nobody")
     assert not watches()
-    late = RankWatch(run, 1, 2)
-    try:
-        with pytest.raises(RankFailedError, match="not all 2 processes started"):
-            late.wait_for_all(10.0)
-    finally:
-        late.close()
+    with (
+        closing(RankWatch(run, 1, 2)) as late,
+        pytest.raises(RankFailedError, match="not all 2 processes started"),
+    ):
+        late.wait_for_all(10.0)
 
 
 def test_a_rank_that_fails_while_it_disconnects_posts_its_error(
@@ -71,9 +71,5 @@ def test_a_rank_that_fails_while_it_disconnects_posts_its_error(
     with pytest.raises(NumericalError, match="too late"), connected_ranks(CPU) as ranks:
         cast("ConnectedRanks", ranks).watch.note(NumericalError("too late"))
     assert not watches()
-    other = RankWatch(run, 0, 1)
-    try:
-        with pytest.raises(NumericalError, match="too late"):
-            other.wait_for_all(10.0)
-    finally:
-        other.close()
+    with closing(RankWatch(run, 0, 1)) as other, pytest.raises(NumericalError, match="too late"):
+        other.wait_for_all(10.0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import time
 from collections.abc import Iterator
+from contextlib import closing
 
 import pytest
 from torch.distributed import HashStore, Store
@@ -114,9 +115,8 @@ def test_a_posted_error_that_cannot_be_read_ends_the_watch_with_an_error(
 
 
 def test_a_rank_that_never_starts_is_an_error(store: Store) -> None:
-    watch = RankWatch(store, 0, 2)
-    try:
-        with pytest.raises(RankFailedError, match="not all 2 processes started"):
-            watch.wait_for_all(0.2)
-    finally:
-        watch.close()
+    with (
+        closing(RankWatch(store, 0, 2)) as watch,
+        pytest.raises(RankFailedError, match="not all 2 processes started"),
+    ):
+        watch.wait_for_all(0.2)

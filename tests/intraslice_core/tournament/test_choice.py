@@ -176,13 +176,12 @@ def test_a_killed_tournament_resumes_with_the_same_winner(
     assert not (tmp_path / "out").exists()
     finished = trials[:2]
     trials.clear()
-    report = compress_model(
-        str(dense),
-        tmp_path / "out",
-        CONFIG,
-        verify=False,
-        resume_state=ResumeState(directory=tmp_path / "state"),
-    )
+
+    def resumed(out: str) -> CompressionReport:
+        state = ResumeState(directory=tmp_path / "state")
+        return compress_model(str(dense), tmp_path / out, CONFIG, verify=False, resume_state=state)
+
+    report = resumed("out")
     assert not set(finished) & set(trials)
     expected = {each.method: each.kl for each in tournament_of(chosen[1]).candidates}
     assert {each.method: each.kl for each in tournament_of(report).candidates} == expected
@@ -191,13 +190,7 @@ def test_a_killed_tournament_resumes_with_the_same_winner(
     assert made == (chosen[0] / "model.safetensors").read_bytes()
     trials.clear()
     with another_number_of_threads():
-        again = compress_model(
-            str(dense),
-            tmp_path / "again",
-            CONFIG,
-            verify=False,
-            resume_state=ResumeState(directory=tmp_path / "state"),
-        )
+        again = resumed("again")
     assert trials == [], "several devices on one machine have fewer threads each"
     assert again.tournament is not None
     assert again.method == report.method

@@ -27,6 +27,7 @@ from intraslice_core.config import (
     CompressionConfig,
     EvaluationConfig,
     FrozenModel,
+    MaskTrainingConfig,
     Method,
     MethodChoice,
 )
@@ -53,33 +54,49 @@ from intraslice_core.statistics_cache import StatisticsCache
 ENGINE = Path(intraslice_core.__file__).parent
 SELF_TEXT = "self"
 """Addition to a method's name for the share of self-written text that IntraSlice+ has."""
+MASKS = "masks="
+"""Addition to a method's name for masks trained on the number of tokens that follows."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class MethodVariant:
-    """Method, allocation and calibration text, written `NAME[:ALLOCATION][+self]`."""
+    """Method and its additions, written `NAME[:ALLOCATION][+self][+masks=TOKENS]`."""
 
     method: str
     allocation: str = "auto"
     self_text: bool = False
     """Add the share of self-written text that IntraSlice+ has by default."""
+    mask_training: MaskTrainingConfig | None = None
+    """Training of the masks by which the method chooses; None for its choice without training."""
 
     @classmethod
     def parse(cls, text: str) -> MethodVariant:
         """Read a variant.
 
         Raises:
-            ValueError: if the method, the allocation or the addition is unknown.
+            ValueError: if the method, the allocation or the addition is unknown, or if the masks'
+                tokens are out of range.
         """
-        name, plus, addition = text.partition("+")
+        name, *additions = text.split("+")
         method, colon, allocation = name.partition(":")
         if method not in get_args(MethodChoice):
             raise ValueError(f"unknown method {method!r}: choose from {get_args(MethodChoice)}")
         if colon and allocation not in get_args(Allocation):
             raise ValueError(f"unknown allocation {allocation!r}: {get_args(Allocation)}")
-        if plus and addition != SELF_TEXT:
-            raise ValueError(f"unknown addition {addition!r}: only +{SELF_TEXT} is defined")
-        return cls(method=method, allocation=allocation or "auto", self_text=bool(plus))
+        mask_training: MaskTrainingConfig | None = None
+        for addition in additions:
+            count = addition.removeprefix(MASKS)
+            if count != addition and count.isdecimal():
+                mask_training = MaskTrainingConfig(max_tokens=int(count))
+            elif addition != SELF_TEXT:
+                known = f"+{SELF_TEXT} and +{MASKS}TOKENS"
+                raise ValueError(f"unknown addition {addition!r}: {known} are defined")
+        return cls(
+            method=method,
+            allocation=allocation or "auto",
+            self_text=SELF_TEXT in additions,
+            mask_training=mask_training,
+        )
 
     def config(self, ratio: float, calibration: Mapping[str, object]) -> CompressionConfig:
         """Return the settings of a compression.
@@ -88,11 +105,18 @@ class MethodVariant:
             ratio: fraction of the compressible parameters to remove.
             calibration: fields of `CalibrationConfig`.
         """
-        settings = {"ratio": ratio, "method": self.method, "allocation": self.allocation}
         if self.self_text:
             ours = CompressionConfig.model_validate({"calibration": calibration})
             calibration = {**calibration, "self_share": ours.resolved_calibration.self_share}
-        return CompressionConfig.model_validate({**settings, "calibration": calibration})
+        return CompressionConfig.model_validate(
+            {
+                "ratio": ratio,
+                "method": self.method,
+                "allocation": self.allocation,
+                "calibration": calibration,
+                "mask_training": self.mask_training,
+            }
+        )
 
 
 class Measurement(FrozenModel):

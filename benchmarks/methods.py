@@ -6,10 +6,12 @@
 
 By default SmolLM2-135M and Gemma 3 270M are measured; `--qwen` adds Qwen2.5-Coder 1.5B. The
 calibration is WikiText-2's validation split, the evaluation its test split (in domain) and two
-texts out of domain. TEXT may be a short name of `benchmarks/data.py`. With `--state` every finished
-compression is saved, and an interrupted measurement resumes; without a figure of another engine.
-`--max-seconds` begins no further compression after that time; another run with the same state goes
-on. A method that cannot reach a ratio on a model is listed under "failed".
+texts out of domain. TEXT may be a short name of `benchmarks/data.py`. A method may be followed by
+`:ALLOCATION`, `+self` (as much self-written text as IntraSlice+ has) or `+masks=TOKENS` (masks
+trained on so many tokens, for `spp` and `disp`). With `--state` every finished compression is
+saved, and an interrupted measurement resumes; without a figure of another engine. `--max-seconds`
+begins no further compression after that time; another run with the same state goes on. A method
+that cannot reach a ratio on a model is listed under "failed".
 
 Every compression is measured alone, so that seconds compare; `--share` lets methods and ratios of a
 model share their statistics, which is faster. The methods are ranked by held-out KL: the mean over

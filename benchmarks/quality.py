@@ -19,7 +19,8 @@ the fine-tuning's corpus are.
 The last line is JSON: {"damage_ratio": {"0.3": …}, "perplexity": {"dense": …, "0.3": {METHOD: …}},
 "divergence": {"0.3": {METHOD: {"kl": …, "kl_stderr": …, "top1_agreement": …}}}, "also": {TEXT:
 likewise}, "mixture": {TEXT: likewise} on the default mixture, "recovery": {"0.3": the last line of
-`recovery.py`}, "models": {MODEL: likewise}, "targets": [{"model": …, "row": …, "ratio": …,
+`recovery.py`}, "failed": {CALIBRATION: {RATIO: {METHOD: reason}}} of methods that cannot reach a
+ratio on the model, "models": {MODEL: likewise}, "targets": [{"model": …, "row": …, "ratio": …,
 "in_domain": {"value": …, "target": …, "met": …, "worst": …}, "out_of_domain": likewise}]}. Figures
 at the top level are the first model's. The damage ratio is the Δppl ratio, (best of IntraSlice+ -
 dense) / (best of the paper's method - dense).
@@ -61,7 +62,7 @@ from targets import (
 from intraslice_core.checkpoints.sources import open_model
 from intraslice_core.config import OFFLINE_MIXTURE, CompressionConfig, EvaluationConfig
 from intraslice_core.content_key import content_key, fingerprint
-from intraslice_core.errors import IntraSliceError
+from intraslice_core.errors import ConfigurationError, IntraSliceError, NumericalError
 from intraslice_core.files import atomic_file, file_sha256
 from intraslice_core.text_sources import domain_of
 
@@ -135,6 +136,8 @@ class Bench:
     console: Console
     scores: dict[str, dict[str, dict[str, Measurement]]] = field(default_factory=dict)
     """Measurement by calibration, ratio and method."""
+    failed: dict[str, dict[str, dict[str, str]]] = field(default_factory=dict)
+    """Why another method could not be measured, by calibration, ratio and method."""
     recovery: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Figures of `recovery.py` by ratio."""
 
@@ -170,17 +173,27 @@ class Bench:
                         for score in measured[method].perplexity
                     }
                     for method in (OURS, *row.references)
+                    if method in measured
                 }
-                yield compare(row, ratio, scores, self._in_domain(calibration))
+                if len(scores) > 1:
+                    yield compare(row, ratio, scores, self._in_domain(calibration))
 
     def _measure_all(self, calibration: str, ratio: str, methods: Iterable[str]) -> None:
-        """Measure methods at one ratio."""
+        """Measure methods at one ratio; one that cannot reach it on the model is left out."""
         for method in methods:
             scores = self.scores.setdefault(calibration, {}).setdefault(ratio, {})
-            if method not in scores:
-                config = MethodVariant.parse(method).config(float(ratio), self._text(calibration))
-                label = f"{self.name}, {Path(calibration).name}: {method} at {ratio}"
+            failed = self.failed.setdefault(calibration, {}).setdefault(ratio, {})
+            if method in scores or method in failed:
+                continue
+            config = MethodVariant.parse(method).config(float(ratio), self._text(calibration))
+            label = f"{self.name}, {Path(calibration).name}: {method} at {ratio}"
+            try:
                 scores[method] = self.measurements.measure(config, label)
+            except (ConfigurationError, NumericalError) as error:
+                if method == OURS:
+                    raise
+                failed[method] = str(error)
+                self.console.print(f"{label}: {error}")
 
     def _text(self, calibration: str) -> dict[str, object]:
         """Return the settings of a calibration."""
@@ -259,6 +272,7 @@ class Bench:
         facts: dict[str, Any] = {**first.pop(texts[0], {}), "also": first}
         if on_mixture is not None and on_mixture is not first:
             facts[MIXTURE] = on_mixture
+        facts["failed"] = self.failed
         return facts | ({RECOVERY: self.recovery} if self.recovery else {})
 
 

@@ -207,11 +207,12 @@ def compare(
     Args:
         row: the comparison.
         ratio: as a key of the row's bounds.
-        scores: scores by method, then by text, those of `OURS` and of all references.
+        scores: scores by method, then by text, those of `OURS` and of one or more references.
         in_domain: texts of the calibration's domain.
     """
+    references = [name for name in row.references if name in scores]
     ratios = {
-        text: delta_ppl_ratio(ours, [scores[name][text] for name in row.references])
+        text: delta_ppl_ratio(ours, [scores[name][text] for name in references])
         for text, ours in scores[OURS].items()
     }
     outside = {text: value for text, value in ratios.items() if text not in in_domain}

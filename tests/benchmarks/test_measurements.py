@@ -31,10 +31,25 @@ def test_a_variant_names_method_allocation_and_text(text, method, allocation, se
     assert config.resolved_calibration.self_share == self_share
 
 
-@pytest.mark.parametrize("text", ["wanda", "intraslice:best", "intraslice+chat"])
+def test_a_variant_trains_masks_on_the_tokens_that_it_names():
+    assert MethodVariant.parse("disp").config(0.3, CALIBRATION).mask_training is None
+    both = MethodVariant.parse("spp+self+masks=4096").config(0.3, CALIBRATION)
+    assert both.mask_training is not None
+    assert both.mask_training.max_tokens == 4096
+    assert both.calibration.self_share == 0.25
+
+
+@pytest.mark.parametrize(
+    "text", ["wanda", "intraslice:best", "intraslice+chat", "spp+masks", "spp+masks=many"]
+)
 def test_an_unknown_variant_is_an_error(text):
     with pytest.raises(ValueError, match="unknown"):
         MethodVariant.parse(text)
+
+
+def test_masks_trained_on_no_tokens_are_an_error():
+    with pytest.raises(ValueError, match="max_tokens"):
+        MethodVariant.parse("disp+masks=0")
 
 
 def bench(model: Path, directory: Path, max_tokens: int = 128) -> Measurements:

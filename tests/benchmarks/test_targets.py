@@ -37,6 +37,12 @@ def test_ratios_are_averaged_over_texts_against_the_best_reference_of_each():
     assert result.out_of_domain.verdict == "≤ 0.80 met"
 
 
+def test_a_method_that_could_not_be_measured_is_not_compared_with():
+    scores = {method: by_text for method, by_text in SCORES.items() if method != "one"}
+    result = compare(ROW, "0.3", scores, in_domain=["wiki"])
+    assert result.in_domain == Figure(value=2 / 5, bound=0.5)
+
+
 def test_a_ratio_without_bounds_has_no_verdict():
     result = compare(ROW, "0.2", SCORES, in_domain=["wiki"])
     assert result.in_domain is not None

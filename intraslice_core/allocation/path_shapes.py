@@ -27,6 +27,7 @@ from intraslice_core.sensitivity.layer_sensitivity import LayerSensitivity
 from intraslice_core.sensitivity.mask_training import (
     MaskLayout,
     PathState,
+    path_threshold,
     train_path,
 )
 from intraslice_core.sensitivity.solution_path import (
@@ -150,6 +151,7 @@ def _trained_ranks(
     """Load the ranks from the cache, or train the masks and cache the ranks, (units,)."""
     key = context.key(
         path=calibration_hash(tokens),
+        loss="augmented",
         prefix_length=context.prefix_length,
         training=config.model_dump(mode="json"),
     )
@@ -184,7 +186,10 @@ def _train(
     """Train the masks from the state of an interrupted run, or anew."""
     resume, layout = context.resume_state, MaskLayout(geometry=context.geometry)
     saved = None if resume is None else resume.recovery(key)
-    state = PathState.start(layout.units) if saved is None else PathState.restored(*saved)
+    if saved is None:
+        state = PathState.start(layout.units, path_threshold(config, tokens.shape[1]))
+    else:
+        state = PathState.restored(*saved)
 
     def save(*, at_once: bool) -> None:
         if resume is not None:

@@ -1,15 +1,19 @@
 """Solution path of masks by differential inclusions (SPP, arXiv 2501.03289).
 
-Every unit has a mask alpha, 1 at first, and two more variables, z and gamma, 0 at first. A step
-updates
+Every unit has a mask alpha, 1 at first, and two more variables, z and gamma, 0 at first. With the
+augmented loss, loss(alpha) + c ‖alpha - gamma‖², a step updates
 
-    alpha ← alpha - η · AdamW(∂loss/∂alpha)
+    alpha ← alpha - η · AdamW(∂loss/∂alpha + 2c (alpha - gamma))
     z ← z + η κ (alpha - gamma)
     gamma ← max(z - λ, 0)
 
-with AdamW's step η, the learning rate over the bias correction of the first moment. Masks that the
-loss wants large reach λ first: the number of steps until gamma leaves zero orders all units. Units
-that have not left when the training ends follow in the order of z.
+with AdamW's step η, the learning rate over the bias correction of the first moment. The coupling c
+pulls the masks to gamma = 0, and the loss resists where a unit matters: such masks stay large and
+reach λ first. The number of steps until gamma leaves zero orders all units; those that have not
+left when the training ends follow in the order of z.
+
+λ is half of what z reaches in the given number of steps where a mask stays 1. A unit would reach
+the published 0.1 within 100 steps at the published rate, before any mask has moved by more.
 """
 
 from __future__ import annotations
@@ -31,7 +35,10 @@ from intraslice_core.sensitivity.masked_layer import LayerMasks
 from intraslice_core.sensitivity.solution_path import UnitRanks
 
 KAPPA = 1.0
-LAMBDA = 0.1
+ATTENTION_COUPLING = 4.8e-4
+"""Coupling of rotary pairs and value dimensions, as in the authors' code."""
+MLP_COUPLING = 2e-5
+"""Coupling of neurons."""
 EPSILON = 1e-4
 BETAS = (0.9, 0.999)
 
@@ -42,6 +49,8 @@ _TENSORS = ("alpha", "first", "second", "z", "left")
 class PathState(MaskProgress):
     """State of the training; tensors are of all units, (units,), float64, on the CPU."""
 
+    threshold: float
+    """λ: gamma leaves zero where z exceeds it."""
     alpha: Tensor
     first: Tensor = field(init=False)
     """AdamW's first moment."""
@@ -56,20 +65,20 @@ class PathState(MaskProgress):
             setattr(self, name, torch.zeros_like(self.alpha))
 
     @classmethod
-    def start(cls, units: int) -> PathState:
+    def start(cls, units: int, threshold: float) -> PathState:
         """Return the state before the first step."""
-        return cls(alpha=torch.ones(units, dtype=torch.float64))
+        return cls(alpha=torch.ones(units, dtype=torch.float64), threshold=threshold)
 
     @property
     def gamma(self) -> Tensor:
         """Return gamma, (units,)."""
-        return (self.z - LAMBDA).clamp_min(0.0)
+        return (self.z - self.threshold).clamp_min(0.0)
 
     def update(self, gradient: Tensor, learning_rate: float) -> None:
         """Take one step.
 
         Args:
-            gradient: of the loss at all masks, (units,), float64.
+            gradient: of the augmented loss at all masks, (units,), float64.
             learning_rate: of AdamW.
         """
         self.step += 1
@@ -93,6 +102,10 @@ class PathState(MaskProgress):
         ranks[order] = np.arange(len(order), 0, -1)
         return torch.from_numpy(ranks)
 
+    def facts(self) -> dict[str, str]:
+        """Return the numbers by name, as text."""
+        return super().facts() | {"threshold": repr(self.threshold)}
+
     def tensors(self) -> dict[str, Tensor]:
         """Return the tensors by name."""
         return {name: getattr(self, name) for name in _TENSORS}
@@ -102,6 +115,7 @@ class PathState(MaskProgress):
         """Return the state of `tensors()` and `facts()`."""
         state = cls(
             alpha=tensors["alpha"],
+            threshold=float(facts["threshold"]),
             step=int(facts["step"]),
             tokens=int(facts["tokens"]),
             seconds=float(facts["seconds"]),
@@ -154,6 +168,13 @@ class MaskLayout:
             for pairs, values, neurons in self.parts(on_device)
         ]
 
+    def coupling(self) -> Tensor:
+        """Return the coupling of every unit, (units,), float64, on the CPU."""
+        pairs, values, neurons = self._sizes
+        attention = torch.full((pairs + values,), ATTENTION_COUPLING, dtype=torch.float64)
+        mlp = torch.full((neurons,), MLP_COUPLING, dtype=torch.float64)
+        return torch.cat((attention, mlp)).repeat(self.geometry.num_hidden_layers)
+
     def vector(self, gradients: Sequence[Sequence[Tensor]]) -> Tensor:
         """Return the gradients of all masks in one vector, (units,), float64, on the CPU."""
         flat = [gradient.flatten() for own in gradients for gradient in own]
@@ -165,6 +186,12 @@ class MaskLayout:
             UnitRanks(pairs=pairs, values=values, neurons=neurons)
             for pairs, values, neurons in self.parts(vector)
         )
+
+
+def path_threshold(config: MaskTrainingConfig, length: int) -> float:
+    """Return λ for a training on sequences of so many tokens, by its bound on tokens."""
+    steps = max(config.max_tokens // length, 1)
+    return 0.5 * config.learning_rate * KAPPA * steps
 
 
 def train_path(
@@ -191,10 +218,12 @@ def train_path(
     Raises:
         NumericalError: if an activation or a gradient is not finite, naming the layer.
     """
+    coupling = layout.coupling()
 
     def take(batch: Tensor) -> None:
         masks = layout.masks(state.alpha, layers.device)
         gradients = mask_gradients(layers, batch, masks, prefix_length=prefix_length)
-        state.update(layout.vector(gradients.layers), config.learning_rate)
+        pull = 2.0 * coupling * (state.alpha - state.gamma)
+        state.update(layout.vector(gradients.layers) + pull, config.learning_rate)
 
     train_masks(tokens, config, state, take=take, before_step=before_step)

@@ -16,7 +16,13 @@ from intraslice_core.config import MaskTrainingConfig
 from intraslice_core.modeling import modeling_intraslice
 from intraslice_core.sensitivity import mask_steps
 from intraslice_core.sensitivity.mask_gradients import mask_gradients
-from intraslice_core.sensitivity.mask_training import MaskLayout, PathState, train_path
+from intraslice_core.sensitivity.mask_training import (
+    MLP_COUPLING,
+    MaskLayout,
+    PathState,
+    path_threshold,
+    train_path,
+)
 from tests.intraslice_core.methods.masked_models import Masked, calibration
 from tests.intraslice_core.tiny_models import (
     FAMILY_VARIANTS,
@@ -82,7 +88,7 @@ def test_gradients_of_masks_equal_those_of_the_whole_model(
 def test_updates_are_the_published_ones_of_torchs_adamw() -> None:
     generator = torch.Generator().manual_seed(0)
     units, rate, steps = 20, 0.001, 130
-    state = PathState.start(units)
+    state = PathState.start(units, 0.1)
     parameter = nn.Parameter(torch.ones(units, dtype=torch.float64))
     optimizer = torch.optim.AdamW([parameter], lr=rate, eps=1e-4, weight_decay=0.0)
     z, gamma = [0.0] * units, [0.0] * units
@@ -107,7 +113,21 @@ def test_updates_are_the_published_ones_of_torchs_adamw() -> None:
     assert state.ranks().argsort(descending=True).tolist() == order
 
 
-def test_units_that_the_loss_does_not_depend_on_are_removed_first(tmp_path: Path) -> None:
+def test_units_are_ordered_by_the_loss_of_their_removal() -> None:
+    """A planted loss, `sum(h (1 - alpha)²) / 2`, is least at masks of 1, as in a trained model."""
+    generator = torch.Generator().manual_seed(3)
+    curvatures = torch.logspace(-6, -2, 40, dtype=torch.float64)
+    curvatures = curvatures[torch.randperm(40, generator=generator)]
+    config, length = MaskTrainingConfig(max_tokens=32 * 1000), 32
+    state = PathState.start(40, path_threshold(config, length))
+    for _ in range(1000):
+        pull = 2.0 * MLP_COUPLING * (state.alpha - state.gamma)
+        state.update(curvatures * (state.alpha - 1.0) + pull, config.learning_rate)
+    assert len(set(state.left.tolist())) > 10
+    assert state.ranks().argsort().tolist() == curvatures.argsort().tolist()
+
+
+def test_a_unit_that_the_loss_does_not_depend_on_loses_its_mask(tmp_path: Path) -> None:
     model = tiny_model()
     idle = [3, 17, 40]
     with torch.no_grad():
@@ -115,10 +135,10 @@ def test_units_that_the_loss_does_not_depend_on_are_removed_first(tmp_path: Path
             layer.mlp.down_proj.weight[:, idle] = 0.0
     dense = save_checkpoint(model, tmp_path / "dense")
     config = MaskTrainingConfig(max_tokens=24 * 80, learning_rate=0.05)
+    seen: list[int] = []
     with CheckpointReader(dense) as reader, torch.inference_mode():
         layout, tokens = layout_of(reader), calibration()
-        state = PathState.start(layout.units)
-        seen: list[int] = []
+        state = PathState.start(layout.units, path_threshold(config, tokens.shape[1]))
         train_path(
             reader_of(reader),
             tokens,
@@ -128,17 +148,46 @@ def test_units_that_the_loss_does_not_depend_on_are_removed_first(tmp_path: Path
             prefix_length=0,
             before_step=lambda: seen.append(state.step),
         )
-        losses = [
-            mask_gradients(
-                reader_of(reader), tokens, layout.masks(vector, torch.device("cpu"))
-            ).loss
-            for vector in (torch.ones(layout.units), state.alpha)
-        ]
     assert seen == list(range(80))
-    assert losses[1] < losses[0]
-    for _, _, neurons in layout.parts(state.alpha):
-        assert neurons[idle].tolist() == [1.0] * 3  # no gradient, no change
-        assert (neurons != 1.0).sum() == len(neurons) - 3
+    for (_, _, masks), (_, _, ranks) in zip(
+        layout.parts(state.alpha), layout.parts(state.ranks()), strict=True
+    ):
+        assert masks[idle].max() < 0.7
+        assert masks.max() > 1.0
+        assert ranks[idle].max() < ranks.median()
+
+
+def test_masks_are_pulled_to_gamma_by_the_augmented_loss(tmp_path: Path) -> None:
+    dense = tiny_checkpoint(tmp_path / "dense", "llama")
+    config = MaskTrainingConfig(max_tokens=24, learning_rate=0.05)
+    with CheckpointReader(dense) as reader, torch.inference_mode():
+        layout, tokens = layout_of(reader), calibration()
+        masks = layout.masks(torch.ones(layout.units), torch.device("cpu"))
+        plain = mask_gradients(reader_of(reader), tokens[:1], masks).layers
+        state = PathState.start(layout.units, path_threshold(config, tokens.shape[1]))
+        train_path(
+            reader_of(reader),
+            tokens,
+            layout,
+            config,
+            state,
+            prefix_length=0,
+            before_step=lambda: None,
+        )
+    # After one step AdamW's first moment is a tenth of the gradient.
+    pull = (10.0 * state.first - layout.vector(plain)).numpy()
+    for pairs, values, neurons in layout.parts(torch.from_numpy(pull)):
+        assert pairs.numpy() == pytest.approx(2 * 4.8e-4, rel=1e-3)
+        assert values.numpy() == pytest.approx(2 * 4.8e-4, rel=1e-3)
+        assert neurons.numpy() == pytest.approx(2 * 2e-5, rel=1e-3)
+
+
+def test_the_threshold_is_reached_halfway_by_a_mask_that_stays_one() -> None:
+    config = MaskTrainingConfig(max_tokens=32 * 1000 + 31, learning_rate=0.01)
+    state = PathState.start(1, path_threshold(config, 32))
+    for _ in range(1000):
+        state.update(torch.zeros(1, dtype=torch.float64), 0.01)
+    assert 470 <= float(state.left) <= 500  # the first steps are larger, as AdamW's are
 
 
 def test_a_training_stops_at_its_first_bound_and_takes_one_step_at_least(
@@ -152,7 +201,7 @@ def test_a_training_stops_at_its_first_bound_and_takes_one_step_at_least(
     def steps(**bounds: Any) -> int:
         with CheckpointReader(dense) as reader, torch.inference_mode():
             layout = layout_of(reader)
-            state = PathState.start(layout.units)
+            state = PathState.start(layout.units, 1.0)
             train_path(
                 reader_of(reader),
                 calibration(),

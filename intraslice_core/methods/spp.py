@@ -3,7 +3,7 @@
 A unit is a rotary pair of queries and keys, a value dimension with the output projection's inputs,
 or a neuron, and has a mask `alpha` on its activations. The path solves the paper's differential
 inclusion (`sensitivity.mask_training`): `alpha` by AdamW on the augmented loss,
-`loss + c ‖alpha - gamma‖²`, `z += step κ (alpha - gamma)`, `gamma = max(z - λ, 0)`; the earlier
+`loss + Σ c (alpha - gamma)²`, `z += step κ (alpha - gamma)`, `gamma = max(z - λ, 0)`; the earlier
 `gamma` leaves zero, the longer its unit stays. One run orders all units, so that one prefix of the
 removals gives the model of every size, each a part of the larger ones (`allocation.solution_path`).
 
@@ -16,12 +16,12 @@ own outputs.
 Differences from the authors' code (github.com/yizhuoDi/Solution-Path-Pruning), whose search is for
 DeiT: a query-key mask acts after RoPE on pairs of dimensions, apart from the mask of values, where
 the code has one for both; every layer keeps equally many units in each KV group, with scores
-averaged over groups. κ is 1, the rate 1e-3, ε 1e-4, without weight decay. c is 4.8e-4 for
-attention and 2e-5 for neurons as there, but the code adds the augmented term after its backward
-pass, so that no mask is pulled to zero. λ is 0.1 in its signature and 3 in its body; here it is
-half of what `z` can reach in the training's steps. Units whose gamma never leaves zero follow in
-the order of z. The code stops at a ratio and fine-tunes; here the output projections are refitted
-and `recover` trains.
+averaged over groups. κ is 1, the rate 1e-3, ε 1e-4, without weight decay. The code adds the
+augmented term after its backward pass, with c 4.8e-4 for attention and 2e-5 for neurons, so that
+its masks only drift with the loss; here c follows from the gradients of the first step. λ is 0.1 in
+its signature and 3 in its body; here it is half of what `z` can reach in the training's steps.
+Units whose gamma never leaves zero follow in the order of z. The code stops at a ratio and
+fine-tunes; here the output projections are refitted and `recover` trains.
 """
 
 from __future__ import annotations

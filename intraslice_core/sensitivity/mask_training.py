@@ -1,7 +1,7 @@
 """Solution path of masks by differential inclusions (SPP, arXiv 2501.03289).
 
 Every unit has a mask alpha, 1 at first, and two more variables, z and gamma, 0 at first. With the
-augmented loss, loss(alpha) + c ‖alpha - gamma‖², a step updates
+augmented loss, loss(alpha) + Σ c (alpha - gamma)², a step updates
 
     alpha ← alpha - η · AdamW(∂loss/∂alpha + 2c (alpha - gamma))
     z ← z + η κ (alpha - gamma)
@@ -11,6 +11,10 @@ with AdamW's step η, the learning rate over the bias correction of the first mo
 pulls the masks to gamma = 0, and the loss resists where a unit matters: such masks stay large and
 reach λ first. The number of steps until gamma leaves zero orders all units; those that have not
 left when the training ends follow in the order of z.
+
+A unit's coupling is its number of parameters times the median of |∂loss/∂alpha| per parameter in
+the first step, so that the pull is as strong as the gradients' noise for a typical unit of any
+model, and a large unit has to matter more.
 
 λ is half of what z reaches in the given number of steps where a mask stays 1. A unit would reach
 the published 0.1 within 100 steps at the published rate, before any mask has moved by more.
@@ -35,14 +39,10 @@ from intraslice_core.sensitivity.masked_layer import LayerMasks
 from intraslice_core.sensitivity.solution_path import UnitRanks
 
 KAPPA = 1.0
-ATTENTION_COUPLING = 4.8e-4
-"""Coupling of rotary pairs and value dimensions, as in the authors' code."""
-MLP_COUPLING = 2e-5
-"""Coupling of neurons."""
 EPSILON = 1e-4
 BETAS = (0.9, 0.999)
 
-_TENSORS = ("alpha", "first", "second", "z", "left")
+_TENSORS = ("alpha", "first", "second", "z", "left", "coupling")
 
 
 @dataclass(kw_only=True)
@@ -59,6 +59,8 @@ class PathState(MaskProgress):
     z: Tensor = field(init=False)
     left: Tensor = field(init=False)
     """Step in which gamma left zero; 0 before."""
+    coupling: Tensor = field(init=False)
+    """0 before the first step."""
 
     def __post_init__(self) -> None:
         for name in _TENSORS[1:]:
@@ -78,11 +80,12 @@ class PathState(MaskProgress):
         """Take one step.
 
         Args:
-            gradient: of the augmented loss at all masks, (units,), float64.
+            gradient: of the loss at all masks, (units,), float64.
             learning_rate: of AdamW.
         """
         self.step += 1
         gamma = self.gamma
+        gradient = gradient + 2.0 * self.coupling * (self.alpha - gamma)
         corrections = [1.0 - beta**self.step for beta in BETAS]
         self.first.mul_(BETAS[0]).add_(gradient, alpha=1.0 - BETAS[0])
         self.second.mul_(BETAS[1]).addcmul_(gradient, gradient, value=1.0 - BETAS[1])
@@ -168,12 +171,27 @@ class MaskLayout:
             for pairs, values, neurons in self.parts(on_device)
         ]
 
-    def coupling(self) -> Tensor:
-        """Return the coupling of every unit, (units,), float64, on the CPU."""
-        pairs, values, neurons = self._sizes
-        attention = torch.full((pairs + values,), ATTENTION_COUPLING, dtype=torch.float64)
-        mlp = torch.full((neurons,), MLP_COUPLING, dtype=torch.float64)
-        return torch.cat((attention, mlp)).repeat(self.geometry.num_hidden_layers)
+    def unit_parameters(self) -> Tensor:
+        """Return the compressible parameters of every unit, (units,), float64, on the CPU."""
+        geometry, dense = self.geometry, self.geometry.dense_layer()
+        groups = geometry.num_key_value_heads
+
+        def parameters(dimension: str) -> float:
+            smaller = {dimension: getattr(dense, dimension) - 1}
+            return float(
+                dense.parameters(geometry) - dense.model_copy(update=smaller).parameters(geometry)
+            )
+
+        each = (
+            parameters("qk_pairs") / groups,
+            parameters("v_head_dim") / groups,
+            parameters("intermediate_size"),
+        )
+        own = [
+            torch.full((size,), value, dtype=torch.float64)
+            for size, value in zip(self._sizes, each, strict=True)
+        ]
+        return torch.cat(own).repeat(geometry.num_hidden_layers)
 
     def vector(self, gradients: Sequence[Sequence[Tensor]]) -> Tensor:
         """Return the gradients of all masks in one vector, (units,), float64, on the CPU."""
@@ -192,6 +210,16 @@ def path_threshold(config: MaskTrainingConfig, length: int) -> float:
     """Return λ for a training on sequences of so many tokens, by its bound on tokens."""
     steps = max(config.max_tokens // length, 1)
     return 0.5 * config.learning_rate * KAPPA * steps
+
+
+def path_coupling(gradient: Tensor, parameters: Tensor) -> Tensor:
+    """Return the coupling of every unit, (units,), float64.
+
+    Args:
+        gradient: of the loss at all masks in the first step, (units,), float64.
+        parameters: of every unit, (units,), float64.
+    """
+    return (gradient.abs() / parameters).median() * parameters
 
 
 def train_path(
@@ -218,12 +246,13 @@ def train_path(
     Raises:
         NumericalError: if an activation or a gradient is not finite, naming the layer.
     """
-    coupling = layout.coupling()
 
     def take(batch: Tensor) -> None:
         masks = layout.masks(state.alpha, layers.device)
-        gradients = mask_gradients(layers, batch, masks, prefix_length=prefix_length)
-        pull = 2.0 * coupling * (state.alpha - state.gamma)
-        state.update(layout.vector(gradients.layers) + pull, config.learning_rate)
+        measured = mask_gradients(layers, batch, masks, prefix_length=prefix_length)
+        gradient = layout.vector(measured.layers)
+        if state.step == 0:
+            state.coupling = path_coupling(gradient, layout.unit_parameters())
+        state.update(gradient, config.learning_rate)
 
     train_masks(tokens, config, state, take=take, before_step=before_step)

@@ -17,9 +17,9 @@ from intraslice_core.modeling import modeling_intraslice
 from intraslice_core.sensitivity import mask_steps
 from intraslice_core.sensitivity.mask_gradients import mask_gradients
 from intraslice_core.sensitivity.mask_training import (
-    MLP_COUPLING,
     MaskLayout,
     PathState,
+    path_coupling,
     path_threshold,
     train_path,
 )
@@ -113,18 +113,41 @@ def test_updates_are_the_published_ones_of_torchs_adamw() -> None:
     assert state.ranks().argsort(descending=True).tolist() == order
 
 
-def test_units_are_ordered_by_the_loss_of_their_removal() -> None:
+def test_units_are_ordered_by_the_loss_of_their_removal_per_parameter() -> None:
     """A planted loss, `sum(h (1 - alpha)²) / 2`, is least at masks of 1, as in a trained model."""
     generator = torch.Generator().manual_seed(3)
-    curvatures = torch.logspace(-6, -2, 40, dtype=torch.float64)
-    curvatures = curvatures[torch.randperm(40, generator=generator)]
+    per_parameter = torch.logspace(-6, -2, 40, dtype=torch.float64)
+    per_parameter = per_parameter[torch.randperm(40, generator=generator)]
+    parameters = torch.tensor([1.0, 3.0], dtype=torch.float64).repeat(20)
     config, length = MaskTrainingConfig(max_tokens=32 * 1000), 32
     state = PathState.start(40, path_threshold(config, length))
+    state.coupling = 2e-4 * parameters
     for _ in range(1000):
-        pull = 2.0 * MLP_COUPLING * (state.alpha - state.gamma)
-        state.update(curvatures * (state.alpha - 1.0) + pull, config.learning_rate)
+        state.update(per_parameter * parameters * (state.alpha - 1.0), config.learning_rate)
     assert len(set(state.left.tolist())) > 10
-    assert state.ranks().argsort().tolist() == curvatures.argsort().tolist()
+    for own in (parameters == 1.0, parameters == 3.0):
+        assert state.ranks()[own].argsort().tolist() == per_parameter[own].argsort().tolist()
+
+
+def test_the_coupling_is_the_median_gradient_of_a_parameter_times_the_parameters() -> None:
+    gradient = torch.tensor([-4.0, 1.0, 6.0, 0.0, 9.0], dtype=torch.float64)
+    parameters = torch.tensor([2.0, 2.0, 2.0, 1.0, 1.0], dtype=torch.float64)
+    assert path_coupling(gradient, parameters).tolist() == [4.0, 4.0, 4.0, 2.0, 2.0]
+
+
+@pytest.mark.parametrize("variant", ["llama", "phi", "gpt_neox"])
+def test_parameters_of_units_are_all_that_masks_remove(tmp_path: Path, variant: str) -> None:
+    dense = tiny_checkpoint(tmp_path / "dense", variant)
+    with CheckpointReader(dense) as reader:
+        layout = layout_of(reader)
+    geometry = layout.geometry
+    whole = geometry.dense_layer()
+    bare = {"qk_pairs": whole.qk_pairs - 1, "v_head_dim": whole.v_head_dim - 1}
+    for pairs, values, neurons in layout.parts(layout.unit_parameters()):
+        removed = float(pairs[:, 0].sum() + values[:, 0].sum())
+        smaller = whole.model_copy(update=bare).attention_parameters(geometry)
+        assert removed == whole.attention_parameters(geometry) - smaller
+        assert float(neurons.sum()) == whole.mlp_parameters(geometry)
 
 
 def test_a_unit_that_the_loss_does_not_depend_on_loses_its_mask(tmp_path: Path) -> None:
@@ -149,15 +172,12 @@ def test_a_unit_that_the_loss_does_not_depend_on_loses_its_mask(tmp_path: Path) 
             before_step=lambda: seen.append(state.step),
         )
     assert seen == list(range(80))
-    for (_, _, masks), (_, _, ranks) in zip(
-        layout.parts(state.alpha), layout.parts(state.ranks()), strict=True
-    ):
-        assert masks[idle].max() < 0.7
-        assert masks.max() > 1.0
-        assert ranks[idle].max() < ranks.median()
+    for _, _, neurons in layout.parts(state.alpha):
+        assert neurons[idle].abs().max() < 0.5
+        assert neurons.max() > 0.7
 
 
-def test_masks_are_pulled_to_gamma_by_the_augmented_loss(tmp_path: Path) -> None:
+def test_the_first_step_couples_the_masks_by_its_gradients(tmp_path: Path) -> None:
     dense = tiny_checkpoint(tmp_path / "dense", "llama")
     config = MaskTrainingConfig(max_tokens=24, learning_rate=0.05)
     with CheckpointReader(dense) as reader, torch.inference_mode():
@@ -174,12 +194,11 @@ def test_masks_are_pulled_to_gamma_by_the_augmented_loss(tmp_path: Path) -> None
             prefix_length=0,
             before_step=lambda: None,
         )
-    # After one step AdamW's first moment is a tenth of the gradient.
-    pull = (10.0 * state.first - layout.vector(plain)).numpy()
-    for pairs, values, neurons in layout.parts(torch.from_numpy(pull)):
-        assert pairs.numpy() == pytest.approx(2 * 4.8e-4, rel=1e-3)
-        assert values.numpy() == pytest.approx(2 * 4.8e-4, rel=1e-3)
-        assert neurons.numpy() == pytest.approx(2 * 2e-5, rel=1e-3)
+        expected = path_coupling(layout.vector(plain), layout.unit_parameters())
+    assert (expected > 0.0).all()
+    torch.testing.assert_close(state.coupling, expected)
+    # After one step AdamW's first moment is a tenth of the augmented loss's gradient.
+    torch.testing.assert_close(10.0 * state.first, layout.vector(plain) + 2.0 * expected)
 
 
 def test_the_threshold_is_reached_halfway_by_a_mask_that_stays_one() -> None:

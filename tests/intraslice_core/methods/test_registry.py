@@ -70,6 +70,14 @@ def test_the_page_of_methods_has_a_section_and_a_row_for_each() -> None:
         assert description.reference is None or description.reference in page
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_the_section_of_a_method_has_a_drawing_and_says_when_to_use_it(name: Method) -> None:
+    page = (REPOSITORY / "docs" / "methods.md").read_text("utf-8")
+    section = page.partition(f"\n## {name}\n")[2].partition("\n## ")[0]
+    assert re.search(r"\n\n {4}\S.*\n(?: {4}.*\n)*\n", section + "\n"), "no drawing"
+    assert re.search(r"\buse it\b", " ".join(section.split()), re.I), "not when to use it"
+
+
 @pytest.mark.parametrize("target", DEMANDS)
 @pytest.mark.parametrize("name", NAMES)
 def test_a_method_without_the_target_is_rejected_with_those_that_have_it(

@@ -89,8 +89,9 @@ class MethodVariant:
             if count != addition and count.isdecimal():
                 mask_training = MaskTrainingConfig(max_tokens=int(count))
             elif addition != SELF_TEXT:
-                known = f"+{SELF_TEXT} and +{MASKS}TOKENS"
-                raise ValueError(f"unknown addition {addition!r}: {known} are defined")
+                raise ValueError(
+                    f"unknown addition {addition!r}: +{SELF_TEXT} or +{MASKS}TOKENS is possible"
+                )
         return cls(
             method=method,
             allocation=allocation or "auto",

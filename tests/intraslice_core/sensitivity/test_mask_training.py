@@ -40,6 +40,25 @@ def layout_of(reader: CheckpointReader) -> MaskLayout:
     return MaskLayout(geometry=reader.family.geometry(reader.config))
 
 
+def trained(
+    reader: CheckpointReader, config: MaskTrainingConfig, seen: list[int] | None = None
+) -> PathState:
+    """Train masks on the calibration tokens; `seen` gets the number before each step."""
+    layout, tokens = layout_of(reader), calibration()
+    state = PathState.start(layout.units, path_threshold(config, tokens.shape[1]))
+    steps: list[int] = [] if seen is None else seen
+    train_path(
+        reader_of(reader),
+        tokens,
+        layout,
+        config,
+        state,
+        prefix_length=0,
+        before_step=lambda: steps.append(state.step),
+    )
+    return state
+
+
 def masked_loss(
     masked: Masked, parts: list[tuple[Tensor, Tensor, Tensor]], tokens: Tensor, patch: Any
 ) -> Tensor:
@@ -160,17 +179,7 @@ def test_a_unit_that_the_loss_does_not_depend_on_loses_its_mask(tmp_path: Path) 
     config = MaskTrainingConfig(max_tokens=24 * 80, learning_rate=0.05)
     seen: list[int] = []
     with CheckpointReader(dense) as reader, torch.inference_mode():
-        layout, tokens = layout_of(reader), calibration()
-        state = PathState.start(layout.units, path_threshold(config, tokens.shape[1]))
-        train_path(
-            reader_of(reader),
-            tokens,
-            layout,
-            config,
-            state,
-            prefix_length=0,
-            before_step=lambda: seen.append(state.step),
-        )
+        layout, state = layout_of(reader), trained(reader, config, seen)
     assert seen == list(range(80))
     for _, _, neurons in layout.parts(state.alpha):
         assert neurons[idle].abs().max() < 0.5
@@ -184,16 +193,7 @@ def test_the_first_step_couples_the_masks_by_its_gradients(tmp_path: Path) -> No
         layout, tokens = layout_of(reader), calibration()
         masks = layout.masks(torch.ones(layout.units), torch.device("cpu"))
         plain = mask_gradients(reader_of(reader), tokens[:1], masks).layers
-        state = PathState.start(layout.units, path_threshold(config, tokens.shape[1]))
-        train_path(
-            reader_of(reader),
-            tokens,
-            layout,
-            config,
-            state,
-            prefix_length=0,
-            before_step=lambda: None,
-        )
+        state = trained(reader, config)
         expected = path_coupling(layout.vector(plain), layout.unit_parameters())
     assert (expected > 0.0).all()
     torch.testing.assert_close(state.coupling, expected)
@@ -219,17 +219,7 @@ def test_a_training_stops_at_its_first_bound_and_takes_one_step_at_least(
 
     def steps(**bounds: Any) -> int:
         with CheckpointReader(dense) as reader, torch.inference_mode():
-            layout = layout_of(reader)
-            state = PathState.start(layout.units, 1.0)
-            train_path(
-                reader_of(reader),
-                calibration(),
-                layout,
-                MaskTrainingConfig(**bounds),
-                state,
-                prefix_length=0,
-                before_step=lambda: None,
-            )
+            state = trained(reader, MaskTrainingConfig(**bounds))
             assert state.tokens == 24 * state.step
             return state.step
 

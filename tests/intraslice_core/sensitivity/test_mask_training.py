@@ -209,6 +209,23 @@ def test_the_threshold_is_reached_halfway_by_a_mask_that_stays_one() -> None:
     assert 470 <= float(state.left) <= 500  # the first steps are larger, as AdamW's are
 
 
+def test_a_restored_training_takes_the_same_steps() -> None:
+    gradients = torch.randn(40, 6, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    state = PathState.start(6, 0.3)
+    state.coupling = torch.linspace(0.1, 0.6, 6, dtype=torch.float64)
+    for gradient in gradients[:20]:
+        state.update(gradient, 0.02)
+    assert (state.left > 0.0).any()
+    tensors = {name: tensor.clone() for name, tensor in state.tensors().items()}
+    restored = PathState.restored(tensors, state.facts())
+    for gradient in gradients[20:]:
+        state.update(gradient, 0.02)
+        restored.update(gradient, 0.02)
+    for name, tensor in state.tensors().items():
+        assert torch.equal(getattr(restored, name), tensor), name
+    assert restored.facts() == state.facts()
+
+
 def test_a_training_stops_at_its_first_bound_and_takes_one_step_at_least(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -291,7 +291,7 @@ export function Advanced(props) {
 
 /** Training of masks, for the methods that have it. @param {Props} props */
 const MaskTraining = (props) => html`<fieldset><legend>Mask training</legend>
-  <p class="hint">The method chooses what stays by masks. Trained on the calibration text they choose better, which takes time. Empty fields: no training.</p>
+  <p class="hint">The method chooses what stays by masks. Training suits the choice to the calibration text, not to other text, and takes time. Empty fields: no training.</p>
   <div class="columns">
     <${Input} ...${props} name="mask_tokens" type="number" min="16" label="Tokens to train on" placeholder="for example 1000000" pointers=${["/compression/mask_training/max_tokens"]} />
     <${Input} ...${props} name="mask_seconds" type="number" min="1" label="Time limit in seconds" pointers=${["/compression/mask_training/max_seconds"]} />

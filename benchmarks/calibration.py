@@ -3,7 +3,8 @@
     python benchmarks/calibration.py --corpus FILE --evaluation FILE [--evaluation FILE …]
 
 The settings are a file (`--corpus`), `self`, `pydoc`, a mixture (`--mixture`; it contains the
-corpus only if you name it), and the mixture with more sequences. FILE may be a short name of
+corpus only if you name it), and the mixture with more sequences. Several mixtures are compared
+where the option is repeated; the last setting is then of the first one. FILE may be a short name of
 `benchmarks/data.py`. Measured are Δppl, the perplexity increase (compressed - dense), and
 log(compressed / dense) on held-out text of every kind. The dense model writes the text of `chat`
 and `self` once. The last line is JSON: {"dense": {text: perplexity}, "settings": {setting: {text:
@@ -28,7 +29,7 @@ from transformers import AutoTokenizer, PreTrainedModel
 
 from intraslice_core.calibration import text_prefix
 from intraslice_core.checkpoints.sources import open_model
-from intraslice_core.config import CalibrationConfig, CompressionConfig
+from intraslice_core.config import OFFLINE_MIXTURE, CalibrationConfig, CompressionConfig
 from intraslice_core.evaluation.loaded_models import load_model
 from intraslice_core.evaluation.perplexity import evaluation_tokens, perplexity, written_tokens
 from intraslice_core.pipeline import compress_model
@@ -36,6 +37,8 @@ from intraslice_core.progress import ProgressEvent
 from intraslice_core.text_sources import WRITTEN
 
 NAMES = ("corpus", "self", "pydoc", "mixture", "more")
+MIXTURE = ",".join(f"{part.source}={part.weight:g}" for part in OFFLINE_MIXTURE)
+"""The engine's default mixture without web text."""
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -48,7 +51,11 @@ def parse_arguments() -> argparse.Namespace:
         "--evaluation", action="append", default=[], type=text_source, help="Held-out file."
     )
     parser.add_argument("--texts", default="pydoc,pycode,chat", help="Further held-out texts.")
-    parser.add_argument("--mixture", default="pydoc=1,pycode=1,chat=1,self=1")
+    parser.add_argument(
+        "--mixture",
+        action="append",
+        help=f"Sources with their weights; repeatable; default: {MIXTURE}.",
+    )
     parser.add_argument(
         "--more", type=int, default=2, help="Factor on the sequences of the last setting."
     )
@@ -63,7 +70,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--evaluation-tokens", type=int, default=16_384)
     parser.add_argument("--context-length", type=int, default=512)
     parser.add_argument("--seed", type=int, default=0)
-    return parser.parse_args()
+    arguments = parser.parse_args()
+    arguments.mixture = arguments.mixture or [MIXTURE]
+    return arguments
 
 
 def mixture_of(text: str) -> list[dict[str, Any]]:
@@ -74,25 +83,27 @@ def mixture_of(text: str) -> list[dict[str, Any]]:
 
 def calibrations(arguments: argparse.Namespace) -> dict[str, CalibrationConfig]:
     """Return the requested settings by name."""
-    mixture = mixture_of(arguments.mixture)
-    more = arguments.more * arguments.samples
-    sources = {
-        "corpus": (arguments.corpus, arguments.samples),
-        "self": ("self", arguments.samples),
-        "pydoc": ("pydoc", arguments.samples),
-        "mixture": (mixture, arguments.samples),
-        "more": (mixture, more),
+    corpus, samples = arguments.corpus, arguments.samples
+    mixtures = {text: (mixture_of(text), samples) for text in arguments.mixture}
+    first = mixture_of(arguments.mixture[0])
+    sources: dict[str, dict[str, tuple[Any, int]]] = {
+        "corpus": {"corpus": (corpus, samples)},
+        "self": {"self": ("self", samples)},
+        "pydoc": {"pydoc": ("pydoc", samples)},
+        "mixture": mixtures,
+        "more": {"more": (first, arguments.more * samples)},
     }
     return {
         name: CalibrationConfig.model_validate(
             {
-                "source": sources[name][0],
-                "samples": sources[name][1],
+                "source": source,
+                "samples": count,
                 "sequence_length": arguments.sequence_length,
                 "seed": arguments.seed,
             }
         )
-        for name in arguments.settings.split(",")
+        for setting in arguments.settings.split(",")
+        for name, (source, count) in sources[setting].items()
     }
 
 
@@ -153,8 +164,9 @@ def compress_and_score(
         def show(event: ProgressEvent) -> None:
             status.update(event.message)
 
-        compress_model(str(directory), Path(folder) / "out", config, on_progress=show)
-        compressed = load_model(Path(folder) / "out", dtype="auto", device="auto")
+        out = Path(folder) / "out"
+        compress_model(str(directory), out, config, verify=False, on_progress=show)
+        compressed = load_model(out, dtype="auto", device="auto")
         return score(compressed, directory, texts, arguments)
 
 

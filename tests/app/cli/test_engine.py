@@ -222,7 +222,7 @@ def test_generate_continues_the_prompt(compressed):
         (["--device", "gpu"], "torch does not support device 'gpu'"),
         (["--device", "cuda:1", "--devices", "2"], "--devices: Value error, cuda:1 is a single"),
         (["--max-perplexity-ratio", "0.5"], "--max-perplexity-ratio"),
-        (["--sequence-length", "4096", "--samples", "60000"], "tokens, but 15000 sequences"),
+        (["--sequence-length", "4096", "--samples", "60000"], "tokens, but 10000 sequences"),
     ],
 )
 def test_bad_input_is_one_line_and_code_2(model, tmp_path, options, message):

@@ -202,7 +202,7 @@ def show_table(
 def main() -> None:
     """Measure all settings and print a table and a line of JSON."""
     arguments = parse_arguments()
-    console = Console()
+    console = Console(width=170)
     settings = calibrations(arguments)
     results: dict[str, dict[str, dict[str, float]]] = {}
     with tempfile.TemporaryDirectory() as folder:

@@ -149,8 +149,8 @@ CalibrationOption = Annotated[
         help="Calibration text: pydoc, pycode, self, chat, web, hub:DATASET[:CONFIG][@SPLIT] or a "
         "file (.txt, .md, .jsonl, .json, .csv or .parquet; also .gz or .zst). Repeat the option "
         "for a mixture.",
-        show_default="pydoc, pycode, chat, self and web in equal parts, or without web, if the Hub "
-        "cannot be reached, half of it self",
+        show_default="pydoc, pycode, chat, self and web in equal parts; without web, where the Hub "
+        "cannot be reached, half of the sequences are self",
     ),
 ]
 SelfShareOption = Annotated[

@@ -135,6 +135,12 @@ def test_default_mixture_supports_few_sequences():
     assert restored == CalibrationConfig()
 
 
+def test_half_of_the_default_mixture_without_web_text_is_self_written():
+    offline = CompressionConfig(calibration=CalibrationConfig(samples=24)).without_web()
+    parts = [(part.source, part.samples) for part in offline.calibration.parts()]
+    assert parts == [("pydoc", 4), ("pycode", 4), ("chat", 4), ("self", 12)]
+
+
 @pytest.mark.parametrize(
     ("share", "samples", "expected"),
     [(0.25, 16, [12, 4]), (0.25, 3, [3]), (0.5, 5, [3, 2]), (0.0, 4, [4]), (0.9, 2, [1, 1])],
